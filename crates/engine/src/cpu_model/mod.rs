@@ -1,0 +1,7 @@
+//! CPU models.
+/// A CPU model.
+#[derive(Clone, Debug)]
+pub struct CpuModel {
+    /// Name.
+    pub name: String,
+}

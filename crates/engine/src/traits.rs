@@ -1,0 +1,104 @@
+//! The traits.
+
+use crate::cpu_model::CpuModel;
+use crate::{EngineError, EngineKind, ExitCounts, VmExit};
+use guest_clock::{Clock, Entropy};
+use guest_memory::GuestMemory;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use x86::CpuState;
+
+/// A message-signalled interrupt (SDM 3A 10.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MsiMessage {
+    /// Address, 0xfee0_0000 upwards; bits 63–32 may carry the high destination bits (extended ID).
+    pub address: u64,
+    /// Data: vector, delivery mode, trigger.
+    pub data: u32,
+}
+
+/// What a processor reaches outside of itself. Called on the vCPU's thread, in the middle of an instruction.
+/// Addresses nobody answers read all-ones; writes there are lost. Buffers are 1, 2, 4 or 8 bytes.
+pub trait VcpuIo: Sync {
+    /// `in`.
+    fn pio_read(&self, port: u16, data: &mut [u8]);
+    /// `out`.
+    fn pio_write(&self, port: u16, data: &[u8]);
+    /// A load from outside RAM.
+    fn mmio_read(&self, address: u64, data: &mut [u8]);
+    /// A store outside RAM.
+    fn mmio_write(&self, address: u64, data: &[u8]);
+    /// A level-triggered interrupt was completed: broadcast to the IOAPIC.
+    fn eoi(&self, vector: u8);
+    /// The processor accepts an interrupt of the PIC (INTA cycle); the PIC answers its vector.
+    fn acknowledge_pic(&self) -> u8;
+}
+
+/// Makes a vCPU return from [`Vcpu::run`] with [`VmExit::Kicked`], from any thread, without blocking.
+pub trait Kick: Send + Sync {
+    /// Kicks. A kick before `run` is not lost.
+    fn kick(&self);
+}
+
+/// What a virtual machine needs from the start.
+#[derive(Clone)]
+pub struct VmSettings {
+    /// Guest RAM.
+    pub memory: Arc<GuestMemory>,
+    /// Processors, all there from the start.
+    pub cpus: u32,
+    /// Model whose CPUID and MSRs the guest sees.
+    pub model: CpuModel,
+    /// Guest time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+/// A way of running processors.
+pub trait Engine: Send + Sync {
+    /// Which.
+    fn kind(&self) -> EngineKind;
+    /// Creates a machine's processors' surroundings.
+    fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, EngineError>;
+}
+
+/// The part of an engine that all processors of a machine share.
+pub trait Vm: Send + Sync {
+    /// Creates processor `index` (also its APIC ID) in the state after reset. Each index once.
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, EngineError>;
+    /// Delivers an MSI, from any thread.
+    fn signal_msi(&self, message: MsiMessage);
+    /// The level of the PIC's INTR line, wired to LINT0 of processor 0.
+    fn set_pic_line(&self, asserted: bool);
+    /// Tells which vectors the IOAPIC routes as level-triggered, so that their EOIs are reported.
+    fn set_level_vectors(&self, vectors: &[bool; 256]);
+    /// Lets the host signal an MSI when `event` fires, without this process; `None` removes the route.
+    /// Answers false if the engine has no such path: then the caller polls and calls `signal_msi`.
+    fn bind_irqfd(&self, event: BorrowedFd<'_>, message: Option<MsiMessage>) -> bool;
+    /// Lets the host signal `event` when the guest writes to an MMIO address (any value, `len` bytes, 0 for
+    /// any length). Answers false if the engine has no such path.
+    fn bind_ioeventfd(&self, event: BorrowedFd<'_>, address: u64, len: u32, bind: bool) -> bool;
+    /// Turns the log of pages that processors write on or off.
+    fn set_dirty_log(&self, on: bool) -> Result<(), EngineError>;
+    /// Takes the processors' part of the dirty log into the memory's trackers.
+    fn sync_dirty_log(&self) -> Result<(), EngineError>;
+}
+
+/// A virtual processor. Owned by one thread at a time.
+pub trait Vcpu: Send {
+    /// Runs until something changes the machine's life. Halting processors wait inside.
+    fn run(&mut self, io: &dyn VcpuIo) -> VmExit;
+    /// Runs at most `steps` instructions; ends early, at a later instruction boundary, for the same reasons as
+    /// [`Vcpu::run`], or with [`VmExit::Halted`]. Engines that cannot count answer
+    /// [`VmExit::EmulationFailure`].
+    fn run_steps(&mut self, io: &dyn VcpuIo, steps: u64) -> VmExit;
+    /// A handle that interrupts `run`.
+    fn kicker(&self) -> Arc<dyn Kick>;
+    /// The whole state. Only between runs.
+    fn state(&self) -> Result<CpuState, EngineError>;
+    /// Loads a state. Only between runs.
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError>;
+    /// Counters so far.
+    fn counts(&self) -> ExitCounts;
+}
