@@ -13,8 +13,10 @@ pub mod irq;
 pub mod pci;
 pub mod save;
 pub mod violation;
+pub mod wire;
 
 pub use bus::{Bus, BusError, Device};
 pub use irq::{InterruptSink, IrqLine, Msi, MsiSink};
 pub use save::{Record, SaveError};
 pub use violation::GuestViolations;
+pub use wire::Wire;

@@ -1,0 +1,286 @@
+//! The legacy chips of a PC board.
+//!
+//! Each folder is one chip: `mod.rs` is its public type (locks, wires, timers), `device.rs` its registers without
+//! any of these, `bits.rs` the register numbers with the section of the data sheet, `state.rs` what is saved.
+//!
+//! A chip computes under its lock what it wants to tell others and tells them after: wires through
+//! [`device::Wire`], everything else as a returned action.
+#![expect(missing_docs, dead_code, unused_variables, reason = "skeleton")]
+
+macro_rules! stub_device {
+    ($type:ty, $name:expr) => {
+        impl device::Device for $type {
+            fn name(&self) -> &str {
+                $name
+            }
+            fn read(&self, window: usize, offset: u64, data: &mut [u8]) {
+                data.fill(0xff);
+            }
+            fn write(&self, window: usize, offset: u64, data: &[u8]) {}
+            fn reset(&self) {}
+            fn pause(&self) {}
+            fn resume(&self) {}
+            fn save(&self) -> Result<device::Record, device::SaveError> {
+                device::Record::new($name, "stub", 0, &0u32)
+            }
+            fn restore(&self, record: &device::Record) -> Result<(), device::SaveError> {
+                Ok(())
+            }
+        }
+    };
+}
+
+pub mod serial {
+    use device::IrqLine;
+    use guest_clock::TimerQueue;
+    use std::sync::Arc;
+    pub const COM_PORTS: [(u64, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+    pub const PORTS: u64 = 8;
+    pub trait SerialBackend: Send + Sync {
+        fn write(&self, bytes: &[u8]);
+    }
+    pub struct Serial {
+        name: String,
+    }
+    impl Serial {
+        pub fn new(
+            name: &str,
+            irq: IrqLine,
+            backend: Arc<dyn SerialBackend>,
+            timers: Arc<TimerQueue>,
+        ) -> Arc<Self> {
+            Arc::new(Serial { name: name.to_owned() })
+        }
+        pub fn push_input(&self, bytes: &[u8]) -> usize {
+            bytes.len()
+        }
+        pub fn wait_for_room(&self, timeout: std::time::Duration) -> bool {
+            true
+        }
+    }
+    stub_device!(Serial, "serial0");
+}
+pub mod pic {
+    use std::sync::Arc;
+    pub const WINDOWS: [(u64, u64); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
+    pub struct Pic;
+    impl Pic {
+        pub fn new(intr: Box<dyn Fn(bool) + Send + Sync>) -> Arc<Self> {
+            Arc::new(Pic)
+        }
+        pub fn acknowledge(&self) -> u8 {
+            7
+        }
+        pub fn set_irq(&self, line: u8, level: bool) {}
+    }
+    stub_device!(Pic, "pic");
+}
+pub mod ioapic {
+    use device::MsiSink;
+    use std::sync::Arc;
+    pub const ADDRESS: u64 = 0xfec0_0000;
+    pub const SIZE: u64 = 0x1000;
+    pub struct IoApic;
+    impl IoApic {
+        pub fn new(
+            msi: Arc<dyn MsiSink>,
+            level_vectors: Box<dyn Fn(&[bool; 256]) + Send + Sync>,
+        ) -> Arc<Self> {
+            Arc::new(IoApic)
+        }
+        pub fn end_of_interrupt(&self, vector: u8) {}
+        pub fn set_irq(&self, pin: u8, level: bool) {}
+    }
+    stub_device!(IoApic, "ioapic");
+}
+pub mod routing {
+    use crate::{ioapic::IoApic, pic::Pic};
+    use std::sync::Arc;
+    pub struct InterruptRouter;
+    impl InterruptRouter {
+        pub fn new(pic: Arc<Pic>, ioapic: Arc<IoApic>) -> Arc<Self> {
+            Arc::new(InterruptRouter)
+        }
+    }
+    impl device::InterruptSink for InterruptRouter {
+        fn set_level(&self, gsi: u32, asserted: bool) {}
+    }
+}
+pub mod pit {
+    use device::IrqLine;
+    use guest_clock::TimerQueue;
+    use std::sync::Arc;
+    pub const WINDOWS: [(u64, u64); 2] = [(0x40, 4), (0x61, 1)];
+    pub struct Pit;
+    impl Pit {
+        pub fn new(irq0: IrqLine, timers: Arc<TimerQueue>) -> Arc<Self> {
+            Arc::new(Pit)
+        }
+        pub fn set_irq_connected(&self, connected: bool) {}
+    }
+    stub_device!(Pit, "pit");
+}
+pub mod acpi_pm {
+    use device::IrqLine;
+    use guest_clock::TimerQueue;
+    use std::sync::Arc;
+    pub const PORT_BASE: u64 = 0x600;
+    pub const PORT_COUNT: u64 = 0x20;
+    pub const PM1A_EVENT: u16 = 0x600;
+    pub const PM1A_EVENT_LEN: u8 = 4;
+    pub const PM1A_CONTROL: u16 = 0x604;
+    pub const PM1A_CONTROL_LEN: u8 = 2;
+    pub const PM_TIMER: u16 = 0x608;
+    pub const PM_TIMER_LEN: u8 = 4;
+    pub const GPE0: u16 = 0x610;
+    pub const GPE0_LEN: u8 = 8;
+    pub const SLP_TYP_S5: u8 = 5;
+    pub const RESET_PORT: u16 = 0xcf9;
+    pub const RESET_VALUE: u8 = 6;
+    pub const SCI_GSI: u32 = 9;
+    pub trait PowerEvents: Send + Sync {
+        fn power_off(&self);
+        fn reset(&self);
+    }
+    pub struct AcpiPm;
+    impl AcpiPm {
+        pub fn new(sci: IrqLine, power: Arc<dyn PowerEvents>, timers: Arc<TimerQueue>) -> Arc<Self> {
+            Arc::new(AcpiPm)
+        }
+        pub fn press_power_button(&self) {}
+    }
+    stub_device!(AcpiPm, "acpi_pm");
+}
+pub mod pci {
+    use crate::acpi_pm::PowerEvents;
+    use device::{Bus, InterruptSink, IrqLine, pci::PciFunction};
+    use std::ops::Range;
+    use std::sync::Arc;
+    pub const CONFIG_PORTS: (u64, u64) = (0xcf8, 8);
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct PciLayout {
+        pub ecam_base: u64,
+        pub ecam_buses: u16,
+        pub io: Range<u64>,
+        pub mmio32: Range<u64>,
+        pub mmio64: Range<u64>,
+    }
+    impl Default for PciLayout {
+        fn default() -> Self {
+            PciLayout {
+                ecam_base: 0xe000_0000,
+                ecam_buses: 256,
+                io: 0xc000..0x1_0000,
+                mmio32: 0xd000_0000..0xe000_0000,
+                mmio64: 0x80_0000_0000..0xc0_0000_0000,
+            }
+        }
+    }
+    impl PciLayout {
+        pub fn ecam_size(&self) -> u64 {
+            u64::from(self.ecam_buses) << 20
+        }
+    }
+    #[derive(Debug, thiserror::Error)]
+    pub enum PciError {
+        #[error("Device {0} is taken")]
+        Taken(u8),
+    }
+    pub fn gsi_of(device: u8, pin: u8) -> u32 {
+        16 + (u32::from(device) + u32::from(pin) + 3) % 4
+    }
+    pub struct RootComplex {
+        sink: Arc<dyn InterruptSink>,
+    }
+    impl RootComplex {
+        pub fn new(
+            port_bus: Arc<Bus>,
+            memory_bus: Arc<Bus>,
+            interrupts: Arc<dyn InterruptSink>,
+            power: Arc<dyn PowerEvents>,
+            layout: PciLayout,
+        ) -> Arc<Self> {
+            Arc::new(RootComplex { sink: interrupts })
+        }
+        pub fn intx_line(self: &Arc<Self>, device: u8, pin: u8) -> IrqLine {
+            IrqLine::new(self.sink.clone(), gsi_of(device, pin))
+        }
+        pub fn add(&self, device: u8, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
+            Ok(())
+        }
+        pub fn assign_addresses(&self) -> Result<(), PciError> {
+            Ok(())
+        }
+    }
+    stub_device!(RootComplex, "pci");
+}
+pub mod rtc {
+    use device::IrqLine;
+    use guest_clock::TimerQueue;
+    use std::sync::Arc;
+    pub const PORTS: (u64, u64) = (0x70, 2);
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct MemorySize {
+        pub below_4g: u64,
+        pub above_4g: u64,
+    }
+    pub struct Rtc;
+    impl Rtc {
+        pub fn new(irq8: IrqLine, memory: MemorySize, timers: Arc<TimerQueue>) -> Arc<Self> {
+            Arc::new(Rtc)
+        }
+        pub fn set_irq_connected(&self, connected: bool) {}
+    }
+    stub_device!(Rtc, "rtc");
+}
+pub mod debug_exit {
+    use crate::serial::SerialBackend;
+    use std::sync::Arc;
+    pub const DEFAULT_PORT: u16 = 0xf4;
+    pub const PORTS: u64 = 4;
+    pub const CONSOLE_PORT: u16 = 0xe9;
+    pub struct DebugExit;
+    impl DebugExit {
+        pub fn new(callback: Box<dyn Fn(u32) + Send + Sync>) -> Arc<Self> {
+            Arc::new(DebugExit)
+        }
+    }
+    stub_device!(DebugExit, "debug_exit");
+    pub struct DebugConsole;
+    impl DebugConsole {
+        pub fn new(backend: Arc<dyn SerialBackend>) -> Arc<Self> {
+            Arc::new(DebugConsole)
+        }
+    }
+    stub_device!(DebugConsole, "debug_console");
+}
+pub mod i8042 {
+    use crate::acpi_pm::PowerEvents;
+    use std::sync::Arc;
+    pub const WINDOWS: [(u64, u64); 3] = [(0x60, 1), (0x64, 1), (0x92, 1)];
+    pub struct I8042;
+    impl I8042 {
+        pub fn new(power: Arc<dyn PowerEvents>) -> Arc<Self> {
+            Arc::new(I8042)
+        }
+    }
+    stub_device!(I8042, "i8042");
+}
+pub mod hpet {
+    use device::InterruptSink;
+    use guest_clock::TimerQueue;
+    use std::sync::Arc;
+    pub const ADDRESS: u64 = 0xfed0_0000;
+    pub const SIZE: u64 = 0x400;
+    pub struct Hpet;
+    impl Hpet {
+        pub fn new(
+            interrupts: Arc<dyn InterruptSink>,
+            legacy: Box<dyn Fn(bool) + Send + Sync>,
+            timers: Arc<TimerQueue>,
+        ) -> Arc<Self> {
+            Arc::new(Hpet)
+        }
+    }
+    stub_device!(Hpet, "hpet");
+}
