@@ -30,36 +30,8 @@ macro_rules! stub_device {
     };
 }
 
-pub mod serial {
-    use device::IrqLine;
-    use guest_clock::TimerQueue;
-    use std::sync::Arc;
-    pub const COM_PORTS: [(u64, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
-    pub const PORTS: u64 = 8;
-    pub trait SerialBackend: Send + Sync {
-        fn write(&self, bytes: &[u8]);
-    }
-    pub struct Serial {
-        name: String,
-    }
-    impl Serial {
-        pub fn new(
-            name: &str,
-            irq: IrqLine,
-            backend: Arc<dyn SerialBackend>,
-            timers: Arc<TimerQueue>,
-        ) -> Arc<Self> {
-            Arc::new(Serial { name: name.to_owned() })
-        }
-        pub fn push_input(&self, bytes: &[u8]) -> usize {
-            bytes.len()
-        }
-        pub fn wait_for_room(&self, timeout: std::time::Duration) -> bool {
-            true
-        }
-    }
-    stub_device!(Serial, "serial0");
-}
+mod alarm;
+pub mod serial;
 pub mod pic {
     use std::sync::Arc;
     pub const WINDOWS: [(u64, u64); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
