@@ -31,22 +31,8 @@ macro_rules! stub_device {
 }
 
 mod alarm;
+pub mod pic;
 pub mod serial;
-pub mod pic {
-    use std::sync::Arc;
-    pub const WINDOWS: [(u64, u64); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
-    pub struct Pic;
-    impl Pic {
-        pub fn new(intr: Box<dyn Fn(bool) + Send + Sync>) -> Arc<Self> {
-            Arc::new(Pic)
-        }
-        pub fn acknowledge(&self) -> u8 {
-            7
-        }
-        pub fn set_irq(&self, line: u8, level: bool) {}
-    }
-    stub_device!(Pic, "pic");
-}
 pub mod ioapic {
     use device::MsiSink;
     use std::sync::Arc;

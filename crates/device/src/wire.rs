@@ -72,6 +72,13 @@ impl Wire {
         self.changes.lock().level
     }
 
+    /// Stages a level that is delivered even if it is no change, on restore: for sinks that lost their view.
+    pub fn restate(&self, level: bool) {
+        let mut changes = self.changes.lock();
+        changes.level = level;
+        changes.pending = 1;
+    }
+
     /// Sets the level without telling the sink, on restore: the sink restores its own view of its inputs.
     pub fn preset(&self, level: bool) {
         let mut changes = self.changes.lock();
@@ -126,5 +133,8 @@ mod tests {
         wire.stage(true);
         wire.deliver();
         assert!(wire.level() && seen.lock().is_empty());
+        wire.restate(true);
+        wire.deliver();
+        assert_eq!(*seen.lock(), [true]);
     }
 }
