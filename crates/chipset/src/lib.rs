@@ -30,40 +30,12 @@ macro_rules! stub_device {
     };
 }
 
+mod access;
 mod alarm;
+pub mod ioapic;
 pub mod pic;
+pub mod routing;
 pub mod serial;
-pub mod ioapic {
-    use device::MsiSink;
-    use std::sync::Arc;
-    pub const ADDRESS: u64 = 0xfec0_0000;
-    pub const SIZE: u64 = 0x1000;
-    pub struct IoApic;
-    impl IoApic {
-        pub fn new(
-            msi: Arc<dyn MsiSink>,
-            level_vectors: Box<dyn Fn(&[bool; 256]) + Send + Sync>,
-        ) -> Arc<Self> {
-            Arc::new(IoApic)
-        }
-        pub fn end_of_interrupt(&self, vector: u8) {}
-        pub fn set_irq(&self, pin: u8, level: bool) {}
-    }
-    stub_device!(IoApic, "ioapic");
-}
-pub mod routing {
-    use crate::{ioapic::IoApic, pic::Pic};
-    use std::sync::Arc;
-    pub struct InterruptRouter;
-    impl InterruptRouter {
-        pub fn new(pic: Arc<Pic>, ioapic: Arc<IoApic>) -> Arc<Self> {
-            Arc::new(InterruptRouter)
-        }
-    }
-    impl device::InterruptSink for InterruptRouter {
-        fn set_level(&self, gsi: u32, asserted: bool) {}
-    }
-}
 pub mod pit {
     use device::IrqLine;
     use guest_clock::TimerQueue;
