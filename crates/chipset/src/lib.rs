@@ -34,22 +34,9 @@ mod access;
 mod alarm;
 pub mod ioapic;
 pub mod pic;
+pub mod pit;
 pub mod routing;
 pub mod serial;
-pub mod pit {
-    use device::IrqLine;
-    use guest_clock::TimerQueue;
-    use std::sync::Arc;
-    pub const WINDOWS: [(u64, u64); 2] = [(0x40, 4), (0x61, 1)];
-    pub struct Pit;
-    impl Pit {
-        pub fn new(irq0: IrqLine, timers: Arc<TimerQueue>) -> Arc<Self> {
-            Arc::new(Pit)
-        }
-        pub fn set_irq_connected(&self, connected: bool) {}
-    }
-    stub_device!(Pit, "pit");
-}
 pub mod acpi_pm {
     use device::IrqLine;
     use guest_clock::TimerQueue;
