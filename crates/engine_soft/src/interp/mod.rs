@@ -1,0 +1,14 @@
+//! Handlers of instructions.
+
+pub mod alu;
+pub mod bits;
+pub mod control;
+pub mod data;
+pub mod int;
+pub mod io;
+pub mod legacy;
+pub mod muldiv;
+pub mod shift;
+pub mod simd;
+pub mod string;
+pub mod x87;

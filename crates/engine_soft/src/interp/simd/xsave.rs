@@ -1,0 +1,329 @@
+//! FXSAVE, FXRSTOR and the XSAVE family (SDM 1 10.5 and 13.7–13.12), for x87, SSE and AVX.
+//!
+//! ```text
+//! 0     FCW FSW FTW FOP FIP FDP          component 0
+//! 24    MXCSR, MXCSR_MASK                with component 1 or 2 (standard form)
+//! 32    ST0–7                            component 0
+//! 160   XMM0–15                          component 1
+//! 512   XSTATE_BV, XCOMP_BV, zeros       header
+//! 576   YMM0–15, upper halves            component 2; in both forms, as there is nothing before it
+//! ```
+
+use super::state::{MXCSR_RESET, MXCSR_VALID, field};
+use crate::cpu::{Cpu, Fault, Flow, gpr};
+use crate::insn::{Handler, Insn};
+use crate::interp::x87::FpuState;
+use iced_x86::{Instruction, Mnemonic};
+use x86::{Cr0, Cr4, Exception, Vector};
+
+/// Component bit of x87.
+const X87: u64 = 1 << 0;
+/// Component bit of SSE.
+const SSE: u64 = 1 << 1;
+/// Component bit of AVX.
+const AVX: u64 = 1 << 2;
+/// Bit 63 of XCOMP_BV: compacted.
+const COMPACTED: u64 = 1 << 63;
+/// Offset of the header.
+const HEADER: usize = 512;
+/// Offset of the AVX component.
+const YMM: usize = 576;
+
+/// A form of XSAVE.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Save {
+    /// XSAVE.
+    Standard,
+    /// XSAVEOPT: does not write components in their initial configuration.
+    Optimised,
+    /// XSAVEC and XSAVES.
+    Compacted,
+}
+
+/// The handler of a save or restore.
+pub(super) fn select(instruction: &Instruction) -> Option<Handler> {
+    use Mnemonic as M;
+    Some(match instruction.mnemonic() {
+        M::Fxsave => fxsave::<false>,
+        M::Fxsave64 => fxsave::<true>,
+        M::Fxrstor => fxrstor::<false>,
+        M::Fxrstor64 => fxrstor::<true>,
+        M::Xsave => |cpu, insn| xsave(cpu, insn, Save::Standard, false),
+        M::Xsave64 => |cpu, insn| xsave(cpu, insn, Save::Standard, true),
+        M::Xsaveopt => |cpu, insn| xsave(cpu, insn, Save::Optimised, false),
+        M::Xsaveopt64 => |cpu, insn| xsave(cpu, insn, Save::Optimised, true),
+        M::Xsavec => |cpu, insn| xsave(cpu, insn, Save::Compacted, false),
+        M::Xsavec64 => |cpu, insn| xsave(cpu, insn, Save::Compacted, true),
+        M::Xsaves => |cpu, insn| supervisor(cpu).and_then(|()| xsave(cpu, insn, Save::Compacted, false)),
+        M::Xsaves64 => |cpu, insn| supervisor(cpu).and_then(|()| xsave(cpu, insn, Save::Compacted, true)),
+        M::Xrstor => |cpu, insn| xrstor(cpu, insn, false, false),
+        M::Xrstor64 => |cpu, insn| xrstor(cpu, insn, true, false),
+        M::Xrstors => |cpu, insn| supervisor(cpu).and_then(|()| xrstor(cpu, insn, false, true)),
+        M::Xrstors64 => |cpu, insn| supervisor(cpu).and_then(|()| xrstor(cpu, insn, true, true)),
+        _ => return None,
+    })
+}
+
+/// XSAVES and XRSTORS: CPL 0. There are no supervisor components (IA32_XSS is zero). #UD comes first.
+fn supervisor(cpu: &mut Cpu) -> Flow {
+    if !cpu.cr4.contains(Cr4::OSXSAVE) {
+        return Err(cpu.ud().into());
+    }
+    if cpu.cpl != 0 {
+        return Err(cpu.gp(0).into());
+    }
+    Ok(())
+}
+
+/// #GP(0) for a misaligned area; its offset in the segment otherwise.
+fn area(cpu: &mut Cpu, insn: &Insn, alignment: u64) -> Result<u64, Fault> {
+    let offset = cpu.address(insn);
+    let linear = cpu.segment_base[usize::from(insn.segment & 7)].wrapping_add(offset);
+    if linear & (alignment - 1) != 0 {
+        return Err(cpu.gp(0));
+    }
+    Ok(offset)
+}
+
+fn not_available(cpu: &mut Cpu, bits: Cr0) -> Result<(), Fault> {
+    if cpu.cr0.intersects(bits) {
+        return Err(cpu.raise(Exception::plain(Vector::DeviceNotAvailable)));
+    }
+    Ok(())
+}
+
+/// Registers that exist in the current mode.
+fn register_count(cpu: &Cpu) -> usize {
+    if cpu.long64 { 16 } else { 8 }
+}
+
+/// Writes pieces of an area; all of it has been probed, so faults can no longer come.
+struct Writer<'a> {
+    cpu: &'a mut Cpu,
+    segment: u8,
+    offset: u64,
+    mask: u64,
+}
+
+impl Writer<'_> {
+    fn put<const N: usize>(&mut self, at: usize, value: [u8; N]) -> Result<(), Fault> {
+        let offset = self.offset.wrapping_add(at as u64) & self.mask;
+        self.cpu.store::<[u8; N]>(self.segment, offset, value)
+    }
+
+    /// Bytes 0–23 and the x87 registers.
+    fn x87(&mut self, wide: bool) -> Result<(), Fault> {
+        let (mut head, registers) = self.cpu.fpu.x87_bytes();
+        if !wide {
+            // FCS and FDS take the upper halves of the pointers, and are zero.
+            head[12..16].fill(0);
+            head[20..24].fill(0);
+        }
+        self.put::<24>(0, head)?;
+        for index in 0..8 {
+            self.put::<16>(32 + 16 * index, field(&registers, 16 * index))?;
+        }
+        Ok(())
+    }
+
+    fn mxcsr(&mut self) -> Result<(), Fault> {
+        let value = self.cpu.vector.mxcsr;
+        self.put(24, value.to_le_bytes())?;
+        self.put(28, MXCSR_VALID.to_le_bytes())
+    }
+
+    /// Halves of the vector registers: `half` is 0 for XMM at 160, 16 for the upper parts at 576.
+    fn vectors(&mut self, at: usize, half: usize) -> Result<(), Fault> {
+        for index in 0..register_count(self.cpu) {
+            let value = field::<16>(&self.cpu.vector.ymm[index], half);
+            self.put(at + 16 * index, value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads `N` bytes of an area.
+fn get<const N: usize>(cpu: &mut Cpu, insn: &Insn, offset: u64, at: usize) -> Result<[u8; N], Fault> {
+    cpu.load::<[u8; N]>(insn.segment, offset.wrapping_add(at as u64) & insn.address_mask)
+}
+
+/// The x87 component of an area.
+fn get_x87(cpu: &mut Cpu, insn: &Insn, offset: u64, wide: bool) -> Result<FpuState, Fault> {
+    let mut head = get::<24>(cpu, insn, offset, 0)?;
+    if !wide {
+        head[12..16].fill(0);
+        head[20..24].fill(0);
+    }
+    let mut registers = [0; 128];
+    for (index, register) in registers.chunks_exact_mut(16).enumerate() {
+        register.copy_from_slice(&get::<16>(cpu, insn, offset, 32 + 16 * index)?);
+        register[10..].fill(0);
+    }
+    let mut image = FpuState::default();
+    image.load(&head, &registers);
+    Ok(image)
+}
+
+/// Halves of the vector registers.
+fn get_vectors(cpu: &mut Cpu, insn: &Insn, offset: u64, at: usize) -> Result<[[u8; 16]; 16], Fault> {
+    let mut values = [[0; 16]; 16];
+    let count = register_count(cpu);
+    for (index, value) in values.iter_mut().enumerate().take(count) {
+        *value = get::<16>(cpu, insn, offset, at + 16 * index)?;
+    }
+    Ok(values)
+}
+
+fn set_vectors(cpu: &mut Cpu, half: usize, values: &[[u8; 16]; 16]) {
+    let count = register_count(cpu);
+    for (register, value) in cpu.vector.ymm.iter_mut().zip(values).take(count) {
+        register[half..half + 16].copy_from_slice(value);
+    }
+}
+
+fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    not_available(cpu, Cr0::EM | Cr0::TS)?;
+    let offset = area(cpu, insn, 16)?;
+    cpu.probe(insn.segment, offset, 512, true)?;
+    let mut writer = Writer { cpu, segment: insn.segment, offset, mask: insn.address_mask };
+    writer.x87(WIDE)?;
+    writer.mxcsr()?;
+    writer.vectors(160, 0)?;
+    Ok(())
+}
+
+fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    not_available(cpu, Cr0::EM | Cr0::TS)?;
+    let offset = area(cpu, insn, 16)?;
+    cpu.probe(insn.segment, offset, 512, false)?;
+    let mxcsr = u32::from_le_bytes(get(cpu, insn, offset, 24)?);
+    if mxcsr & !MXCSR_VALID != 0 {
+        return Err(cpu.gp(0).into());
+    }
+    let image = get_x87(cpu, insn, offset, WIDE)?;
+    let vectors = get_vectors(cpu, insn, offset, 160)?;
+    cpu.fpu = image;
+    cpu.vector.mxcsr = mxcsr;
+    set_vectors(cpu, 0, &vectors);
+    Ok(())
+}
+
+/// The components that an instruction asks for: EDX:EAX and XCR0.
+fn requested(cpu: &Cpu) -> u64 {
+    let mask = u64::from(cpu.reg::<u32>(gpr::RDX)) << 32 | u64::from(cpu.reg::<u32>(gpr::RAX));
+    mask & cpu.xcr0 & (X87 | SSE | AVX)
+}
+
+/// The components that are not in their initial configuration.
+fn in_use(cpu: &Cpu) -> u64 {
+    let registers = &cpu.vector.ymm[..register_count(cpu)];
+    let set = |half: usize| registers.iter().any(|register| register[half..half + 16] != [0; 16]);
+    let mut components = 0;
+    if cpu.fpu != FpuState::default() {
+        components |= X87;
+    }
+    if set(0) {
+        components |= SSE;
+    }
+    if set(16) {
+        components |= AVX;
+    }
+    components
+}
+
+fn enabled(cpu: &mut Cpu) -> Result<(), Fault> {
+    if !cpu.cr4.contains(Cr4::OSXSAVE) {
+        return Err(cpu.ud());
+    }
+    not_available(cpu, Cr0::TS)
+}
+
+fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
+    enabled(cpu)?;
+    let offset = area(cpu, insn, 64)?;
+    let wanted = requested(cpu);
+    let mut used = in_use(cpu);
+    if form == Save::Compacted && cpu.vector.mxcsr != MXCSR_RESET {
+        used |= SSE;
+    }
+    let written = if form == Save::Standard { wanted } else { wanted & used };
+    let len = if wanted & AVX != 0 { YMM + 256 } else { YMM };
+    cpu.probe(insn.segment, offset, len as u32, true)?;
+    let old = u64::from_le_bytes(get(cpu, insn, offset, HEADER)?);
+    let mut writer = Writer { cpu, segment: insn.segment, offset, mask: insn.address_mask };
+    if written & X87 != 0 {
+        writer.x87(wide)?;
+    }
+    let with_mxcsr = if form == Save::Compacted { written & SSE != 0 } else { wanted & (SSE | AVX) != 0 };
+    if with_mxcsr {
+        writer.mxcsr()?;
+    }
+    if written & SSE != 0 {
+        writer.vectors(160, 0)?;
+    }
+    if written & AVX != 0 {
+        writer.vectors(YMM, 16)?;
+    }
+    if form == Save::Compacted {
+        writer.put(HEADER, (wanted & used).to_le_bytes())?;
+        writer.put(HEADER + 8, (wanted | COMPACTED).to_le_bytes())?;
+    } else {
+        writer.put(HEADER, (old & !wanted | wanted & used).to_le_bytes())?;
+    }
+    Ok(())
+}
+
+/// The checks of the header. Returns XSTATE_BV.
+fn header(cpu: &mut Cpu, insn: &Insn, offset: u64, supervisor: bool) -> Result<(u64, bool), Fault> {
+    let bytes = get::<64>(cpu, insn, offset, HEADER)?;
+    let state = u64::from_le_bytes(field(&bytes, 0));
+    let layout = u64::from_le_bytes(field(&bytes, 8));
+    let compacted = layout & COMPACTED != 0;
+    let valid = if compacted {
+        let components = layout & !COMPACTED;
+        components & !cpu.xcr0 == 0 && state & !components == 0 && bytes[16..] == [0; 48]
+    } else {
+        !supervisor && state & !cpu.xcr0 == 0 && bytes[8..24] == [0; 16]
+    };
+    if !valid {
+        return Err(cpu.gp(0));
+    }
+    Ok((state, compacted))
+}
+
+fn xrstor(cpu: &mut Cpu, insn: &Insn, wide: bool, supervisor: bool) -> Flow {
+    enabled(cpu)?;
+    let offset = area(cpu, insn, 64)?;
+    let wanted = requested(cpu);
+    let (state, compacted) = header(cpu, insn, offset, supervisor)?;
+    let loaded = wanted & state;
+    // Everything is read before anything is changed.
+    let image =
+        if loaded & X87 != 0 { get_x87(cpu, insn, offset, wide)? } else { FpuState::default() };
+    let mxcsr = if compacted {
+        (wanted & SSE != 0).then_some(loaded & SSE != 0)
+    } else {
+        (wanted & (SSE | AVX) != 0).then_some(true)
+    };
+    let mxcsr = match mxcsr {
+        None => cpu.vector.mxcsr,
+        Some(false) => MXCSR_RESET,
+        Some(true) => u32::from_le_bytes(get(cpu, insn, offset, 24)?),
+    };
+    if mxcsr & !MXCSR_VALID != 0 {
+        return Err(cpu.gp(0).into());
+    }
+    let low = if loaded & SSE != 0 { get_vectors(cpu, insn, offset, 160)? } else { [[0; 16]; 16] };
+    let high = if loaded & AVX != 0 { get_vectors(cpu, insn, offset, YMM)? } else { [[0; 16]; 16] };
+    if wanted & X87 != 0 {
+        cpu.fpu = image;
+    }
+    cpu.vector.mxcsr = mxcsr;
+    if wanted & SSE != 0 {
+        set_vectors(cpu, 0, &low);
+    }
+    if wanted & AVX != 0 {
+        set_vectors(cpu, 16, &high);
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! What instructions and mode changes do to the TLB.
+
+use super::{Accessor, INVALID, Mmu, OFFSET, POISON, TLB_SIZE, TlbEntry};
+use crate::cpu::{Cpu, Fault};
+use x86::{Cr0, Cr4, Efer, RFlags};
+
+/// DR7's enable bits and the R/W fields that ask for data accesses.
+fn watches_data(dr7: u64) -> bool {
+    (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 1 != 0)
+}
+
+impl Cpu {
+    /// Recomputes what the TLB compares; part of [`Cpu::mode_changed`], and needed after DR7 changed.
+    pub fn update_translation_mode(&mut self) {
+        let smap = self.cr4.contains(Cr4::SMAP) && self.cr0.contains(Cr0::PG);
+        let accessor = match self.cpl {
+            3 => Accessor::User,
+            _ if smap && self.has_flag(RFlags::AC) => Accessor::SupervisorAc,
+            _ => Accessor::Supervisor,
+        };
+        let mmu = &mut self.mmu;
+        mmu.accessor = accessor;
+        mmu.base = Mmu::array_of(accessor);
+        mmu.check_alignment = self.cpl == 3
+            && self.cr0.contains(Cr0::AM)
+            && self.system_flags & RFlags::AC.bits() != 0;
+        mmu.check_breakpoints = watches_data(self.dr7);
+        self.update_tags();
+    }
+
+    fn update_tags(&mut self) {
+        let code_size = u64::from(self.code_size >> 5);
+        let mmu = &mut self.mmu;
+        let slow = mmu.check_alignment || mmu.check_breakpoints;
+        mmu.tag = if slow { POISON } else { u64::from(mmu.space) };
+        mmu.fetch_key = mmu.fetch_epoch << 16
+            | u64::from(mmu.space) << 4
+            | u64::from(self.cpl == 3) << 2
+            | code_size;
+    }
+
+    /// Forgets all translations, or all but those of global pages.
+    pub fn flush_tlb(&mut self, keep_global: bool) {
+        self.mmu.counts.flushes += 1;
+        if !keep_global {
+            self.mmu.epoch = self.mmu.epoch.wrapping_add(1);
+            self.mmu.fetch_epoch += 1;
+            if self.mmu.epoch == 0 {
+                self.mmu.clear();
+            }
+        }
+        self.mmu.spaces_of_pcid.fill(0);
+        self.enter_space(self.cr3, false);
+    }
+
+    fn current_pcid(&self, cr3: u64) -> usize {
+        if self.cr4.contains(Cr4::PCIDE) { (cr3 & OFFSET) as usize } else { 0 }
+    }
+
+    fn enter_space(&mut self, cr3: u64, keep: bool) {
+        let pcid = self.current_pcid(cr3);
+        let known = self.mmu.spaces_of_pcid[pcid];
+        self.mmu.space = if keep && known != 0 { known } else { self.mmu.new_space() };
+        self.mmu.spaces_of_pcid[pcid] = self.mmu.space;
+        self.update_tags();
+    }
+
+    /// After a MOV to CR3. `keep` is bit 63 of the written value under CR4.PCIDE: the new PCID's
+    /// translations stay (SDM 3A 4.10.4.1).
+    pub fn cr3_loaded(&mut self, keep: bool) {
+        self.mmu.counts.flushes += u64::from(!keep);
+        let keep = keep && self.cr4.contains(Cr4::PCIDE);
+        self.enter_space(self.cr3, keep);
+    }
+
+    /// INVLPG: forgets the page of a linear address in the current address space, and if it is global.
+    pub fn invalidate_page(&mut self, linear: u64) {
+        let mmu = &mut self.mmu;
+        mmu.counts.flushes += 1;
+        mmu.fetch_epoch += 1;
+        let (word, bit) = Mmu::large_bit(linear);
+        if mmu.huge {
+            mmu.forget(linear >> 30 << 30, 1 << 30);
+        } else if mmu.large[word] & bit != 0 {
+            // 4 MiB pages of 32-bit paging span two regions.
+            mmu.forget(linear >> 22 << 22, 1 << 22);
+        } else {
+            mmu.forget(linear & !OFFSET, OFFSET + 1);
+        }
+        self.update_tags();
+    }
+
+    /// INVPCID (SDM 2A). Checks of operands and privileges are the instruction's.
+    pub fn invpcid(&mut self, kind: u64, pcid: u16, linear: u64) {
+        let current = self.current_pcid(self.cr3);
+        let pcid = usize::from(pcid & 0xfff);
+        match kind {
+            0 if pcid == current => self.invalidate_page(linear),
+            0 | 1 if pcid != current => self.mmu.spaces_of_pcid[pcid] = 0,
+            1 => {
+                self.mmu.counts.flushes += 1;
+                self.enter_space(self.cr3, false);
+            }
+            2 => self.flush_tlb(false),
+            _ => self.flush_tlb(true),
+        }
+    }
+
+    /// Loads the four PDPTEs of PAE paging (SDM 3A 4.4.1): `#GP(0)` on reserved bits. Needed when CR3 is
+    /// loaded, or CR0.PG, CR4.PAE and such change, with PAE paging on.
+    pub fn load_pdptes(&mut self, cr3: u64) -> Result<(), Fault> {
+        let base = cr3 & 0xffff_ffe0;
+        let mut pdptes = [0; 4];
+        let reserved = !self.mmu.physical_mask | 0b1_1110_0110;
+        for (index, pdpte) in (0..).zip(&mut pdptes) {
+            *pdpte = self.read_entry64(base + 8 * index);
+            if *pdpte & 1 != 0 && *pdpte & reserved != 0 {
+                return Err(self.gp(0));
+            }
+        }
+        self.mmu.pdptes = pdptes;
+        Ok(())
+    }
+
+    /// Whether PAE paging (three-level) is in force with these registers.
+    pub fn is_pae_paging(&self) -> bool {
+        self.cr0.contains(Cr0::PG) && self.cr4.contains(Cr4::PAE) && !self.efer.contains(Efer::LMA)
+    }
+}
+
+impl Mmu {
+    /// Forgets entries of the linear range, of every address space: that is more than asked, and allowed.
+    fn forget(&mut self, start: u64, len: u64) {
+        let inside = |tag: u64| tag != INVALID && (tag & !OFFSET).wrapping_sub(start) < len;
+        let pages = (len >> 12).min(TLB_SIZE as u64);
+        for array in 0..3 {
+            for page in 0..pages {
+                let slot = self.slot(array * TLB_SIZE, start.wrapping_add(page << 12));
+                let entry = &mut self.entries[slot];
+                if inside(entry.read) || inside(entry.write) {
+                    *entry = TlbEntry::EMPTY;
+                }
+            }
+        }
+    }
+}

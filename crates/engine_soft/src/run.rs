@@ -1,0 +1,249 @@
+//! The loop that runs instructions.
+//!
+//! `run_blocks` is the fast loop: block after block, looking at the shared event word once per block. It goes
+//! back to `run_until_exit` whenever an instruction ends with anything but "next" or "jump", which looks at
+//! everything that may have changed. While something must be checked around each instruction (single step,
+//! breakpoints, an interrupt shadow, the end of a step-limited run), `step` runs one instruction at a time.
+#![expect(unsafe_code, reason = "walks a block's instructions by pointer")]
+
+use crate::code::Block;
+use crate::cpu::{Cpu, Stop, seg, shadow};
+use crate::insn::Insn;
+use engine::{VcpuIo, VmExit};
+use std::ptr::NonNull;
+use x86::{Exception, MpState, RFlags, Vector};
+
+/// Instructions between two looks at the clock.
+const TICK: u64 = 2048;
+/// More than the instructions of a block.
+const STEP_MARGIN: u64 = 128;
+
+/// DR6.BS: single step.
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+
+impl Cpu {
+    /// Runs until something changes the machine's life, at most `steps` instructions.
+    pub fn run(&mut self, io: &dyn VcpuIo, steps: Option<u64>) -> VmExit {
+        // SAFETY: only the lifetime changes; the reference is dropped before this function returns.
+        let io: NonNull<dyn VcpuIo> =
+            unsafe { std::mem::transmute::<&dyn VcpuIo, &'static dyn VcpuIo>(io) }.into();
+        self.io = Some(io);
+        self.step_end = steps.map_or(u64::MAX, |steps| self.instructions.saturating_add(steps));
+        let exit = self.run_until_exit();
+        self.io = None;
+        self.step_end = u64::MAX;
+        exit
+    }
+
+    pub(crate) fn io_reference(&self) -> Option<&dyn VcpuIo> {
+        // SAFETY: set only while `run` borrows the callbacks.
+        self.io.map(|io| unsafe { &*io.as_ptr() })
+    }
+
+    fn run_until_exit(&mut self) -> VmExit {
+        loop {
+            if self.instructions >= self.step_end {
+                return VmExit::StepsDone;
+            }
+            let result = self.run_some();
+            if result == Err(Stop::Exit) {
+                let missing = || VmExit::Failed { detail: "An exit without a reason".into() };
+                return self.exit.take().unwrap_or_else(missing);
+            }
+        }
+    }
+
+    fn run_some(&mut self) -> Result<(), Stop> {
+        if self.instructions >= self.next_tick {
+            self.next_tick = self.instructions + TICK;
+            self.tick();
+        }
+        if self.shadow == 0 && (self.event_waiting() || self.mp_state != MpState::Runnable) {
+            self.service_events()?;
+            if self.mp_state != MpState::Runnable {
+                return Ok(());
+            }
+        }
+        if let Some(exception) = self.pending_exception.take() {
+            self.exception = exception;
+            return self.deliver_stashed();
+        }
+        if self.needs_steps() { self.step() } else { self.run_blocks() }
+    }
+
+    fn needs_steps(&self) -> bool {
+        self.shadow != 0
+            || self.has_flag(RFlags::TF)
+            || self.dr7 & 0xff != 0
+            || self.has_flag(RFlags::RF)
+            || self.step_end - self.instructions < STEP_MARGIN
+    }
+
+    /// Runs blocks until an event waits, a tick is due, or an instruction asks to look around.
+    fn run_blocks(&mut self) -> Result<(), Stop> {
+        let horizon = self.next_tick.min(self.step_end.saturating_sub(STEP_MARGIN));
+        while !self.event_waiting() && self.instructions < horizon {
+            let block = match self.find_block() {
+                Ok(block) => block,
+                Err(_) => return self.deliver_stashed(),
+            };
+            // SAFETY: valid until the next lookup.
+            let block = unsafe { &*block };
+            let range = block.insns.as_ptr_range();
+            self.block_end = range.end as usize;
+            if !self.long64 {
+                self.check_code_limit(block)?;
+            }
+            let stop = self.run_block(range.start);
+            match stop {
+                Ok(()) | Err(Stop::Jump) => {}
+                Err(stop) => return self.settle(stop),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a block's instructions up to `block_end`.
+    #[inline(always)]
+    fn run_block(&mut self, start: *const Insn) -> Result<(), Stop> {
+        let mut at = start;
+        let mut rip = self.rip();
+        loop {
+            // SAFETY: `at` is below the end of the running block: blocks are not empty, and `block_end` is
+            // its end, an earlier instruction's, or zero.
+            let insn = unsafe { &*at };
+            let result = (insn.handler)(self, insn);
+            match result {
+                Ok(()) => {
+                    rip = rip.wrapping_add(u64::from(insn.len));
+                    self.set_rip(rip);
+                    // SAFETY: at most one past the end.
+                    at = unsafe { at.add(1) };
+                    if at as usize >= self.block_end {
+                        break;
+                    }
+                }
+                Err(stop) => {
+                    // SAFETY: both point into the same block.
+                    self.instructions += unsafe { at.offset_from(start) } as u64 + 1;
+                    if stop == Stop::Jump {
+                        return Ok(());
+                    }
+                    if stop == Stop::Done {
+                        self.set_rip(rip.wrapping_add(u64::from(insn.len)));
+                    } else if stop != Stop::Exit {
+                        self.instructions -= 1;
+                    }
+                    return Err(stop);
+                }
+            }
+        }
+        // SAFETY: both point into the same block, or one past it.
+        self.instructions += unsafe { at.offset_from(start) } as u64;
+        Ok(())
+    }
+
+    fn settle(&mut self, stop: Stop) -> Result<(), Stop> {
+        match stop {
+            Stop::Fault => self.deliver_stashed(),
+            Stop::Exit => Err(Stop::Exit),
+            Stop::Jump | Stop::Done | Stop::Again => Ok(()),
+        }
+    }
+
+    fn deliver_stashed(&mut self) -> Result<(), Stop> {
+        let exception = self.exception;
+        match self.deliver_exception(exception) {
+            Err(Stop::Exit) => Err(Stop::Exit),
+            _ => Ok(()),
+        }
+    }
+
+    /// Shortens the block to what lies inside the code segment's limit.
+    fn check_code_limit(&mut self, block: &Block) -> Result<(), Stop> {
+        let limit = u64::from(self.segments[usize::from(seg::CS)].limit);
+        let rip = self.rip();
+        if rip.wrapping_add(u64::from(block.bytes) - 1) <= limit {
+            return Ok(());
+        }
+        let mut end = rip;
+        let mut count = 0;
+        for insn in &block.insns {
+            end = end.wrapping_add(u64::from(insn.len));
+            if end.wrapping_sub(1) > limit {
+                break;
+            }
+            count += 1;
+        }
+        if count == 0 {
+            self.exception = Exception::gp(0);
+            self.deliver_stashed()?;
+            // RIP is at the handler now: look it up.
+            return Err(Stop::Again);
+        }
+        self.block_end = block.insns.as_ptr() as usize + count * size_of::<Insn>();
+        Ok(())
+    }
+
+    /// Runs one instruction with everything that may surround it.
+    fn step(&mut self) -> Result<(), Stop> {
+        let before = std::mem::take(&mut self.shadow);
+        if before != 0 {
+            self.update_event_mask();
+        }
+        let resume = self.has_flag(RFlags::RF);
+        if self.dr7 & 0xff != 0 && !resume && before & shadow::MOV_SS == 0 && self.at_breakpoint() {
+            return self.deliver_stashed();
+        }
+        let Ok(block) = self.find_block() else { return self.deliver_stashed() };
+        // SAFETY: valid until the next lookup.
+        let block = unsafe { &*block };
+        self.block_end = 0;
+        if !self.long64 {
+            self.check_code_limit(block)?;
+            self.block_end = 0;
+        }
+        let single = self.has_flag(RFlags::TF);
+        self.mmu.breakpoints_hit = 0;
+        let result = self.run_block(block.insns.as_ptr());
+        self.shadow_or_trap(result, single, resume)
+    }
+
+    fn shadow_or_trap(&mut self, result: Result<(), Stop>, single: bool, resume: bool) -> Result<(), Stop> {
+        let stop = result.err();
+        if stop == Some(Stop::Fault) {
+            return self.deliver_stashed();
+        }
+        if stop == Some(Stop::Exit) {
+            return Err(Stop::Exit);
+        }
+        if resume && stop != Some(Stop::Again) && !self.kept_resume_flag {
+            self.system_flags &= !RFlags::RF.bits();
+        }
+        self.kept_resume_flag = false;
+        let hits = std::mem::take(&mut self.mmu.breakpoints_hit);
+        let trap = if single { DR6_SINGLE_STEP } else { 0 } | hits;
+        if trap != 0 && self.shadow & shadow::MOV_SS == 0 {
+            self.exception = Exception { vector: Vector::Debug, error_code: 0, payload: trap };
+            return self.deliver_stashed();
+        }
+        Ok(())
+    }
+
+    /// Whether an instruction breakpoint is at RIP; stashes the fault.
+    fn at_breakpoint(&mut self) -> bool {
+        let linear = self.rip().wrapping_add(self.segment_base[usize::from(seg::CS)]);
+        let mut hits = 0;
+        for number in 0..4 {
+            let enabled = self.dr7 >> (2 * number) & 3 != 0;
+            let execute = self.dr7 >> (16 + 4 * number) & 3 == 0;
+            if enabled && execute && self.dr[number as usize] == linear {
+                hits |= 1 << number;
+            }
+        }
+        if hits != 0 {
+            self.exception = Exception { vector: Vector::Debug, error_code: 0, payload: hits };
+        }
+        hits != 0
+    }
+}

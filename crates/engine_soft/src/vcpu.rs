@@ -1,0 +1,87 @@
+//! [`SoftVcpu`]: the processor behind the engine's trait.
+#![expect(unsafe_code, reason = "a processor holds raw pointers into memory that it owns or keeps alive")]
+
+use crate::cpu::Cpu;
+use crate::system::event;
+use engine::{EngineError, ExitCounts, Kick, Vcpu, VcpuIo, VmExit};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use x86::CpuState;
+
+/// A processor of the software engine.
+pub struct SoftVcpu {
+    cpu: Box<Cpu>,
+    kicker: Arc<dyn Kick>,
+}
+
+// SAFETY: the raw pointers of a `Cpu` go to its own blocks and TLB, to guest RAM and its trackers, which
+// `Cpu::memory` keeps alive and which are made for sharing, and, only during `run`, to the callbacks.
+unsafe impl Send for SoftVcpu {}
+
+impl SoftVcpu {
+    /// Wraps a processor; `kicker` sets [`event::KICK`] and wakes it.
+    pub fn new(cpu: Box<Cpu>, kicker: Arc<dyn Kick>) -> Self {
+        SoftVcpu { cpu, kicker }
+    }
+
+    /// The processor, for tests and debuggers.
+    pub fn cpu(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, io: &dyn VcpuIo) -> VmExit {
+        self.cpu.run(io, None)
+    }
+
+    fn run_steps(&mut self, io: &dyn VcpuIo, steps: u64) -> VmExit {
+        self.cpu.run(io, Some(steps))
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.kicker)
+    }
+
+    fn state(&self) -> Result<CpuState, EngineError> {
+        Ok(self.cpu.save())
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.cpu.restore(state)
+    }
+
+    fn counts(&self) -> ExitCounts {
+        self.cpu.counts()
+    }
+}
+
+/// A kicker that only sets the event word: enough where the processor never blocks.
+pub struct EventKick(pub Arc<AtomicU32>);
+
+impl Kick for EventKick {
+    fn kick(&self) {
+        self.0.fetch_or(event::KICK, Ordering::SeqCst);
+    }
+}
+
+impl Cpu {
+    /// Counters so far.
+    pub fn counts(&self) -> ExitCounts {
+        let (mmu, code) = (self.mmu.counts, self.code.counts);
+        let counts = [
+            ("tlb_slow_accesses", mmu.slow),
+            ("page_walks", mmu.walks),
+            ("tlb_flushes", mmu.flushes),
+            ("mmio_accesses", mmu.mmio),
+            ("block_misses", code.misses),
+            ("blocks_decoded", code.decoded),
+            ("blocks_stale", code.stale),
+            ("code_cache_clears", code.clears),
+        ];
+        ExitCounts {
+            instructions: Some(self.instructions),
+            counts: counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        }
+    }
+}
