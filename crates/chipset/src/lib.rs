@@ -31,43 +31,13 @@ macro_rules! stub_device {
 }
 
 mod access;
+pub mod acpi_pm;
 mod alarm;
 pub mod ioapic;
 pub mod pic;
 pub mod pit;
 pub mod routing;
 pub mod serial;
-pub mod acpi_pm {
-    use device::IrqLine;
-    use guest_clock::TimerQueue;
-    use std::sync::Arc;
-    pub const PORT_BASE: u64 = 0x600;
-    pub const PORT_COUNT: u64 = 0x20;
-    pub const PM1A_EVENT: u16 = 0x600;
-    pub const PM1A_EVENT_LEN: u8 = 4;
-    pub const PM1A_CONTROL: u16 = 0x604;
-    pub const PM1A_CONTROL_LEN: u8 = 2;
-    pub const PM_TIMER: u16 = 0x608;
-    pub const PM_TIMER_LEN: u8 = 4;
-    pub const GPE0: u16 = 0x610;
-    pub const GPE0_LEN: u8 = 8;
-    pub const SLP_TYP_S5: u8 = 5;
-    pub const RESET_PORT: u16 = 0xcf9;
-    pub const RESET_VALUE: u8 = 6;
-    pub const SCI_GSI: u32 = 9;
-    pub trait PowerEvents: Send + Sync {
-        fn power_off(&self);
-        fn reset(&self);
-    }
-    pub struct AcpiPm;
-    impl AcpiPm {
-        pub fn new(sci: IrqLine, power: Arc<dyn PowerEvents>, timers: Arc<TimerQueue>) -> Arc<Self> {
-            Arc::new(AcpiPm)
-        }
-        pub fn press_power_button(&self) {}
-    }
-    stub_device!(AcpiPm, "acpi_pm");
-}
 pub mod pci {
     use crate::acpi_pm::PowerEvents;
     use device::{Bus, InterruptSink, IrqLine, pci::PciFunction};
