@@ -4,6 +4,8 @@ pub mod alu;
 pub mod bits;
 pub mod control;
 pub mod data;
+#[cfg(test)]
+pub(crate) mod harness;
 pub mod int;
 pub mod io;
 pub mod legacy;
