@@ -34,73 +34,11 @@ mod access;
 pub mod acpi_pm;
 mod alarm;
 pub mod ioapic;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod routing;
 pub mod serial;
-pub mod pci {
-    use crate::acpi_pm::PowerEvents;
-    use device::{Bus, InterruptSink, IrqLine, pci::PciFunction};
-    use std::ops::Range;
-    use std::sync::Arc;
-    pub const CONFIG_PORTS: (u64, u64) = (0xcf8, 8);
-    #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct PciLayout {
-        pub ecam_base: u64,
-        pub ecam_buses: u16,
-        pub io: Range<u64>,
-        pub mmio32: Range<u64>,
-        pub mmio64: Range<u64>,
-    }
-    impl Default for PciLayout {
-        fn default() -> Self {
-            PciLayout {
-                ecam_base: 0xe000_0000,
-                ecam_buses: 256,
-                io: 0xc000..0x1_0000,
-                mmio32: 0xd000_0000..0xe000_0000,
-                mmio64: 0x80_0000_0000..0xc0_0000_0000,
-            }
-        }
-    }
-    impl PciLayout {
-        pub fn ecam_size(&self) -> u64 {
-            u64::from(self.ecam_buses) << 20
-        }
-    }
-    #[derive(Debug, thiserror::Error)]
-    pub enum PciError {
-        #[error("Device {0} is taken")]
-        Taken(u8),
-    }
-    pub fn gsi_of(device: u8, pin: u8) -> u32 {
-        16 + (u32::from(device) + u32::from(pin) + 3) % 4
-    }
-    pub struct RootComplex {
-        sink: Arc<dyn InterruptSink>,
-    }
-    impl RootComplex {
-        pub fn new(
-            port_bus: Arc<Bus>,
-            memory_bus: Arc<Bus>,
-            interrupts: Arc<dyn InterruptSink>,
-            power: Arc<dyn PowerEvents>,
-            layout: PciLayout,
-        ) -> Arc<Self> {
-            Arc::new(RootComplex { sink: interrupts })
-        }
-        pub fn intx_line(self: &Arc<Self>, device: u8, pin: u8) -> IrqLine {
-            IrqLine::new(self.sink.clone(), gsi_of(device, pin))
-        }
-        pub fn add(&self, device: u8, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
-            Ok(())
-        }
-        pub fn assign_addresses(&self) -> Result<(), PciError> {
-            Ok(())
-        }
-    }
-    stub_device!(RootComplex, "pci");
-}
 pub mod rtc {
     use device::IrqLine;
     use guest_clock::TimerQueue;
