@@ -33,64 +33,15 @@ macro_rules! stub_device {
 mod access;
 pub mod acpi_pm;
 mod alarm;
+pub mod debug_exit;
+pub mod i8042;
 pub mod ioapic;
 pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod routing;
+pub mod rtc;
 pub mod serial;
-pub mod rtc {
-    use device::IrqLine;
-    use guest_clock::TimerQueue;
-    use std::sync::Arc;
-    pub const PORTS: (u64, u64) = (0x70, 2);
-    #[derive(Clone, Copy, Debug, Default)]
-    pub struct MemorySize {
-        pub below_4g: u64,
-        pub above_4g: u64,
-    }
-    pub struct Rtc;
-    impl Rtc {
-        pub fn new(irq8: IrqLine, memory: MemorySize, timers: Arc<TimerQueue>) -> Arc<Self> {
-            Arc::new(Rtc)
-        }
-        pub fn set_irq_connected(&self, connected: bool) {}
-    }
-    stub_device!(Rtc, "rtc");
-}
-pub mod debug_exit {
-    use crate::serial::SerialBackend;
-    use std::sync::Arc;
-    pub const DEFAULT_PORT: u16 = 0xf4;
-    pub const PORTS: u64 = 4;
-    pub const CONSOLE_PORT: u16 = 0xe9;
-    pub struct DebugExit;
-    impl DebugExit {
-        pub fn new(callback: Box<dyn Fn(u32) + Send + Sync>) -> Arc<Self> {
-            Arc::new(DebugExit)
-        }
-    }
-    stub_device!(DebugExit, "debug_exit");
-    pub struct DebugConsole;
-    impl DebugConsole {
-        pub fn new(backend: Arc<dyn SerialBackend>) -> Arc<Self> {
-            Arc::new(DebugConsole)
-        }
-    }
-    stub_device!(DebugConsole, "debug_console");
-}
-pub mod i8042 {
-    use crate::acpi_pm::PowerEvents;
-    use std::sync::Arc;
-    pub const WINDOWS: [(u64, u64); 3] = [(0x60, 1), (0x64, 1), (0x92, 1)];
-    pub struct I8042;
-    impl I8042 {
-        pub fn new(power: Arc<dyn PowerEvents>) -> Arc<Self> {
-            Arc::new(I8042)
-        }
-    }
-    stub_device!(I8042, "i8042");
-}
 pub mod hpet {
     use device::InterruptSink;
     use guest_clock::TimerQueue;
