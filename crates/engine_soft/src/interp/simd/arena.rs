@@ -56,9 +56,8 @@ impl Arena {
         }
         let map = |protection| {
             // SAFETY: a new mapping at an address of the kernel's choice.
-            let at = unsafe {
-                libc::mmap(std::ptr::null_mut(), CAPACITY, protection, libc::MAP_SHARED, file, 0)
-            };
+            let at =
+                unsafe { libc::mmap(std::ptr::null_mut(), CAPACITY, protection, libc::MAP_SHARED, file, 0) };
             if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast::<u8>()) }
         };
         let writable = map(libc::PROT_READ | libc::PROT_WRITE)?;

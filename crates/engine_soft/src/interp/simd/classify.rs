@@ -136,13 +136,7 @@ fn must_be_aligned(instruction: &Instruction, vex: bool) -> bool {
         || string_compare(mnemonic).is_some();
     let aligned = matches!(
         mnemonic,
-        M::Vmovaps
-            | M::Vmovapd
-            | M::Vmovdqa
-            | M::Vmovntps
-            | M::Vmovntpd
-            | M::Vmovntdq
-            | M::Vmovntdqa
+        M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa
     );
     let size = instruction.memory_size().size();
     if vex { aligned && size >= 16 } else { size == 16 && !unaligned }
@@ -181,10 +175,7 @@ pub(super) fn traits(instruction: &Instruction) -> Traits {
 }
 
 fn is_write(access: OpAccess) -> bool {
-    matches!(
-        access,
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-    )
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 /// Whether operand `index` is a register that the instruction writes.

@@ -35,9 +35,11 @@ struct Descriptor {
     mmx_result: u8,
 }
 
+type Descriptors = HashMap<(u16, u8, bool), &'static Descriptor>;
+
 /// Descriptors by (code, immediate, has memory); leaked, because decoded instructions point to them. Their
 /// number is bounded by that of the stubs.
-static DESCRIPTORS: Mutex<Option<HashMap<(u16, u8, bool), &'static Descriptor>>> = Mutex::new(None);
+static DESCRIPTORS: Mutex<Option<Descriptors>> = Mutex::new(None);
 
 /// Scratch memory of a memory operand.
 #[repr(C, align(64))]
@@ -295,11 +297,8 @@ fn unmasked(
         Kind::None | Kind::Memory => {}
     }
     cpu.vector.mxcsr |= mxcsr & MXCSR_FLAGS;
-    let exception = if cpu.cr4.contains(Cr4::OSXMMEXCPT) {
-        Exception::plain(Vector::Simd)
-    } else {
-        Exception::ud()
-    };
+    let exception =
+        if cpu.cr4.contains(Cr4::OSXMMEXCPT) { Exception::plain(Vector::Simd) } else { Exception::ud() };
     Err(cpu.raise(exception))
 }
 

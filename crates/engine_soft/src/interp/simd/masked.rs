@@ -29,7 +29,9 @@ pub(super) fn select(instruction: &Instruction, insn: &mut Insn) -> Option<Handl
         M::Vgatherdps | M::Vpgatherdd => gathers(instruction, insn, 0)?,
         M::Vgatherdpd | M::Vpgatherdq => gathers(instruction, insn, gather::WIDE_ELEMENT)?,
         M::Vgatherqps | M::Vpgatherqd => gathers(instruction, insn, gather::WIDE_INDEX)?,
-        M::Vgatherqpd | M::Vpgatherqq => gathers(instruction, insn, gather::WIDE_ELEMENT | gather::WIDE_INDEX)?,
+        M::Vgatherqpd | M::Vpgatherqq => {
+            gathers(instruction, insn, gather::WIDE_ELEMENT | gather::WIDE_INDEX)?
+        }
         _ => return None,
     })
 }

@@ -12,10 +12,14 @@ pub(super) fn select(instruction: &Instruction, insn: &mut Insn) -> Option<Handl
     use Code as C;
     let memory = insn.has_memory();
     Some(match instruction.code() {
-        C::Movups_xmm_xmmm128 | C::Movupd_xmm_xmmm128 | C::Movdqu_xmm_xmmm128 | C::Lddqu_xmm_m128 if memory => {
+        C::Movups_xmm_xmmm128 | C::Movupd_xmm_xmmm128 | C::Movdqu_xmm_xmmm128 | C::Lddqu_xmm_m128
+            if memory =>
+        {
             load::<16, false, false>
         }
-        C::Movaps_xmm_xmmm128 | C::Movapd_xmm_xmmm128 | C::Movdqa_xmm_xmmm128 | C::Movntdqa_xmm_m128 if memory => {
+        C::Movaps_xmm_xmmm128 | C::Movapd_xmm_xmmm128 | C::Movdqa_xmm_xmmm128 | C::Movntdqa_xmm_m128
+            if memory =>
+        {
             load::<16, false, true>
         }
         C::Movups_xmmm128_xmm | C::Movupd_xmmm128_xmm | C::Movdqu_xmmm128_xmm if memory => {
@@ -47,7 +51,9 @@ pub(super) fn select(instruction: &Instruction, insn: &mut Insn) -> Option<Handl
         C::VEX_Vmovaps_xmmm128_xmm | C::VEX_Vmovapd_xmmm128_xmm | C::VEX_Vmovdqa_xmmm128_xmm if memory => {
             store::<16, true, true>
         }
-        C::VEX_Vmovntps_m128_xmm | C::VEX_Vmovntpd_m128_xmm | C::VEX_Vmovntdq_m128_xmm => store::<16, true, true>,
+        C::VEX_Vmovntps_m128_xmm | C::VEX_Vmovntpd_m128_xmm | C::VEX_Vmovntdq_m128_xmm => {
+            store::<16, true, true>
+        }
         C::VEX_Vmovups_ymm_ymmm256
         | C::VEX_Vmovupd_ymm_ymmm256
         | C::VEX_Vmovdqu_ymm_ymmm256
@@ -70,7 +76,9 @@ pub(super) fn select(instruction: &Instruction, insn: &mut Insn) -> Option<Handl
         C::VEX_Vmovaps_ymmm256_ymm | C::VEX_Vmovapd_ymmm256_ymm | C::VEX_Vmovdqa_ymmm256_ymm if memory => {
             store::<32, true, true>
         }
-        C::VEX_Vmovntps_m256_ymm | C::VEX_Vmovntpd_m256_ymm | C::VEX_Vmovntdq_m256_ymm => store::<32, true, true>,
+        C::VEX_Vmovntps_m256_ymm | C::VEX_Vmovntpd_m256_ymm | C::VEX_Vmovntdq_m256_ymm => {
+            store::<32, true, true>
+        }
         C::Movntq_m64_mm => store_mmx,
         C::Movaps_xmm_xmmm128
         | C::Movups_xmm_xmmm128

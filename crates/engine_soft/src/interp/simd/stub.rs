@@ -22,11 +22,11 @@
 use super::arena::Arena;
 use super::classify::{self, Traits};
 use super::trap::{self, Environment};
-use iced_x86::code_asm::{
-    CodeAssembler, dword_ptr, mm0, mm1, mm2, mm3, mm4, qword_ptr, r8, r9, rax, rcx, rdi, rdx, rsi, xmm0, xmm1,
-    xmm2, xmm3, xmm4, xmmword_ptr, ymm0, ymm1, ymm2, ymm3, ymm4, ymmword_ptr,
-};
 use iced_x86::code_asm::{AsmRegister64, AsmRegisterMm, AsmRegisterXmm, AsmRegisterYmm};
+use iced_x86::code_asm::{
+    CodeAssembler, dword_ptr, mm0, mm1, mm2, mm3, mm4, qword_ptr, r8, r9, rax, rcx, rdi, rdx, rsi, xmm0,
+    xmm1, xmm2, xmm3, xmm4, xmmword_ptr, ymm0, ymm1, ymm2, ymm3, ymm4, ymmword_ptr,
+};
 use iced_x86::{Code, IcedError, Instruction, OpKind, Register};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -40,7 +40,8 @@ pub const MAX_OPERANDS: usize = 4;
 pub type Stub = unsafe extern "sysv64" fn(*mut u8, *mut u8, *mut u8, *mut u8, *mut Environment, *mut u64);
 
 const POINTERS: [AsmRegister64; MAX_OPERANDS] = [rdi, rsi, rdx, rcx];
-const POINTER_NUMBERS: [Register; MAX_OPERANDS] = [Register::RDI, Register::RSI, Register::RDX, Register::RCX];
+const POINTER_NUMBERS: [Register; MAX_OPERANDS] =
+    [Register::RDI, Register::RSI, Register::RDX, Register::RCX];
 /// Index 0 is the implicit XMM0, operand k is k + 1.
 const XMM: [AsmRegisterXmm; 5] = [xmm0, xmm1, xmm2, xmm3, xmm4];
 const YMM: [AsmRegisterYmm; 5] = [ymm0, ymm1, ymm2, ymm3, ymm4];

@@ -298,8 +298,7 @@ fn xrstor(cpu: &mut Cpu, insn: &Insn, wide: bool, supervisor: bool) -> Flow {
     let (state, compacted) = header(cpu, insn, offset, supervisor)?;
     let loaded = wanted & state;
     // Everything is read before anything is changed.
-    let image =
-        if loaded & X87 != 0 { get_x87(cpu, insn, offset, wide)? } else { FpuState::default() };
+    let image = if loaded & X87 != 0 { get_x87(cpu, insn, offset, wide)? } else { FpuState::default() };
     let mxcsr = if compacted {
         (wanted & SSE != 0).then_some(loaded & SSE != 0)
     } else {

@@ -67,7 +67,8 @@ impl Layout {
         for (index, word) in words.into_iter().enumerate() {
             if self.wide {
                 // The upper halves of words that hold 16 bits read as ones.
-                let reserved = if self.protected { matches!(index, 0..=2 | 6) } else { matches!(index, 0..=3 | 5) };
+                let reserved =
+                    if self.protected { matches!(index, 0..=2 | 6) } else { matches!(index, 0..=3 | 5) };
                 let word = if reserved { word | 0xffff_0000 } else { word };
                 bytes[4 * index..][..4].copy_from_slice(&word.to_le_bytes());
             } else {
@@ -82,7 +83,11 @@ impl Layout {
             let stride = if self.wide { 4 } else { 2 };
             let at = stride * index;
             let low = u32::from(bytes[at]) | u32::from(bytes[at + 1]) << 8;
-            if self.wide { low | u32::from(bytes[at + 2]) << 16 | u32::from(bytes[at + 3]) << 24 } else { low }
+            if self.wide {
+                low | u32::from(bytes[at + 2]) << 16 | u32::from(bytes[at + 3]) << 24
+            } else {
+                low
+            }
         };
         let top = usize::from(word(1) as u16 >> 11 & 7);
         image.rotate_to(top);

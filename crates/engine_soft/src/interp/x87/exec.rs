@@ -107,7 +107,11 @@ fn form_of(insn: &Insn) -> Form {
 
 /// The offset or, in the modes that have no selectors to save, the linear address of this instruction.
 fn instruction_pointer(cpu: &Cpu) -> u64 {
-    if cpu.is_protected() { cpu.rip() } else { cpu.rip().wrapping_add(cpu.segments[usize::from(seg::CS)].base) }
+    if cpu.is_protected() {
+        cpu.rip()
+    } else {
+        cpu.rip().wrapping_add(cpu.segments[usize::from(seg::CS)].base)
+    }
 }
 
 /// Runs a stub, and keeps the guest's pointers instead of the host's.

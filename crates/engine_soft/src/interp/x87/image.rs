@@ -11,7 +11,7 @@ pub const EXCEPTIONS: u16 = 0x3f;
 
 /// The legacy region of an XSAVE area. Only its x87 part is live; MXCSR and the XMM registers are kept
 /// elsewhere, and MXCSR in here always has the host's value, so that the image can be loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct FpuState {
     bytes: [u8; 512],
@@ -181,9 +181,8 @@ impl FpuState {
 
     /// Sets the tags from two-bit tags: only empty or not is kept.
     pub fn set_full_tags(&mut self, tags: u16) {
-        let abridged = (0..8).fold(0, |bits, physical| {
-            bits | u8::from(tags >> (2 * physical) & 3 != 3) << physical
-        });
+        let abridged =
+            (0..8).fold(0, |bits, physical| bits | u8::from(tags >> (2 * physical) & 3 != 3) << physical);
         self.set_abridged_tags(abridged);
     }
 

@@ -78,7 +78,10 @@ fn image(random: &mut Random, masked: bool) -> [u8; SAVE] {
 
 /// The guest loads and stores the same way as the native frame.
 fn guest(cpu: &mut Cpu, bytes: &[u8], frame: &mut Frame) {
-    cpu.store(3, DATA, frame.bytes).expect("guest memory is there");
+    for at in [0, 64] {
+        let half: [u8; 64] = std::array::from_fn(|byte| frame.bytes[at + byte]);
+        cpu.store(3, DATA + at as u64, half).expect("guest memory is there");
+    }
     cpu.flags.set_bits(frame.rflags);
     cpu.regs[7] = DATA;
     assert_eq!(run(cpu, &[0xdd, 0x27]), Ok(()));
@@ -87,7 +90,10 @@ fn guest(cpu: &mut Cpu, bytes: &[u8], frame: &mut Frame) {
     cpu.regs[7] = DATA;
     frame.rflags = cpu.flags.bits();
     assert_eq!(run(cpu, &[0xdd, 0x37]), Ok(()));
-    frame.bytes = cpu.load(3, DATA).expect("guest memory is there");
+    for at in [0, 64] {
+        let half: [u8; 64] = cpu.load(3, DATA + at as u64).expect("guest memory is there");
+        frame.bytes[at..at + 64].copy_from_slice(&half);
+    }
 }
 
 /// The pointers of both sides differ, as code and data are elsewhere.
@@ -194,7 +200,8 @@ fn control_register_0_makes_it_unavailable() {
         (Cr0::MP, false, false),
     ] {
         let mut cpu = cpu();
-        cpu.cr0 = cpu.cr0 - (Cr0::EM | Cr0::TS | Cr0::MP) | bits;
+        cpu.cr0.remove(Cr0::EM | Cr0::TS | Cr0::MP);
+        cpu.cr0.insert(bits);
         for (bytes, refused) in [(&[0xd9, 0xe8][..], fld1), (&[0xdb, 0xe3], fld1), (&[0x9b], fwait)] {
             if refused {
                 faults(&mut cpu, bytes, Vector::DeviceNotAvailable);

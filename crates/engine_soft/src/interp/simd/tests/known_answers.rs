@@ -90,7 +90,11 @@ fn sha_256_of_abc() {
     set(&mut cpu, 1, pack([initial[5], initial[4], initial[1], initial[0]]));
     set(&mut cpu, 2, pack([initial[7], initial[6], initial[3], initial[2]]));
     for t in (0..64).step_by(2) {
-        set(&mut cpu, 0, pack([w[t].wrapping_add(constants[t]), w[t + 1].wrapping_add(constants[t + 1]), 0, 0]));
+        set(
+            &mut cpu,
+            0,
+            pack([w[t].wrapping_add(constants[t]), w[t + 1].wrapping_add(constants[t + 1]), 0, 0]),
+        );
         let old = get(&cpu, 1);
         exec(&mut cpu, &[0x0f, 0x38, 0xcb, 0xd1]); // SHA256RNDS2 XMM2, XMM1
         let new = get(&cpu, 2);

@@ -179,15 +179,15 @@ impl CloneVectors for Cpu {
 fn bad_headers_are_refused() {
     // (offset, value, form)
     let bad: [(u64, u64, &[u8]); 9] = [
-        (512, 8, XRSTOR64),                  // not in XCR0
-        (520, 1, XRSTOR64),                  // XCOMP_BV without bit 63
-        (528, 1, XRSTOR64),                  // reserved
-        (520, 1 << 63 | 8, XRSTOR64),        // not in XCR0
-        (520, 1 << 63 | 1 << 62, XRSTOR64),  // a component that does not exist
-        (536, 1, XRSTORS),                   // standard form
-        (568, 1 << 40, XRSTORS),             // standard form
-        (512, 0, XRSTORS),                   // standard form
-        (24, 0x1_0000, XRSTOR64),            // MXCSR
+        (512, 8, XRSTOR64),                 // not in XCR0
+        (520, 1, XRSTOR64),                 // XCOMP_BV without bit 63
+        (528, 1, XRSTOR64),                 // reserved
+        (520, 1 << 63 | 8, XRSTOR64),       // not in XCR0
+        (520, 1 << 63 | 1 << 62, XRSTOR64), // a component that does not exist
+        (536, 1, XRSTORS),                  // standard form
+        (568, 1 << 40, XRSTORS),            // standard form
+        (512, 0, XRSTORS),                  // standard form
+        (24, 0x1_0000, XRSTOR64),           // MXCSR
     ];
     for (at, value, form) in bad {
         let mut cpu = full();
