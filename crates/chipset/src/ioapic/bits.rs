@@ -22,12 +22,10 @@ pub const PINS: usize = 24;
 /// With an EOI register, 24 entries.
 pub const VERSION_VALUE: u32 = 0x20 | (PINS as u32 - 1) << 16;
 
-pub const ENTRY_DELIVERY_PENDING: u64 = 1 << 12;
 pub const ENTRY_REMOTE_IRR: u64 = 1 << 14;
 pub const ENTRY_LEVEL: u64 = 1 << 15;
 pub const ENTRY_MASKED: u64 = 1 << 16;
-pub const ENTRY_READ_ONLY: u64 = ENTRY_DELIVERY_PENDING | ENTRY_REMOTE_IRR;
-/// Vector, delivery mode, destination mode, polarity, trigger mode, mask, destination.
+/// All but delivery status and remote IRR: vector, delivery mode, destination mode, polarity, trigger mode, mask, destination.
 pub const ENTRY_WRITABLE: u64 = 0xff00_0000_0001_afff;
 
 // Message address and data (SDM 3A, 10.11).
