@@ -99,6 +99,17 @@ pub trait Vcpu: Send {
     fn state(&self) -> Result<CpuState, EngineError>;
     /// Loads a state. Only between runs.
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError>;
+    /// The state for an excursion: another engine carries this processor over a few instructions after
+    /// [`VmExit::EmulationFailure`]. Fast, and without what keeps moving meanwhile: the local APIC (default
+    /// value) and the clocks (TSC, its adjustment and deadline) stay in this engine. Only between runs.
+    fn excursion_state(&self) -> Result<CpuState, EngineError> {
+        self.state()
+    }
+    /// Loads what an excursion ended with. The local APIC, IA32_APIC_BASE and the clocks are not touched, so that
+    /// interrupts that arrived meanwhile remain. CR8 is loaded. Only between runs.
+    fn set_excursion_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.set_state(state)
+    }
     /// Counters so far.
     fn counts(&self) -> ExitCounts;
 }
