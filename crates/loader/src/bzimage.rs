@@ -1,0 +1,180 @@
+//! The setup header of a bzImage and its checks (Linux boot protocol, "The Real-Mode Kernel Header").
+
+use crate::LoadError;
+use crate::fields::{bytes, u16_at, u32_at, u64_at};
+use std::path::Path;
+
+/// Offset of the setup header in the file and in the zero page.
+pub const HEADER: u64 = 0x1f1;
+/// Where `HdrS` stands.
+const MAGIC: u64 = 0x202;
+/// The oldest protocol that tells the length of its command line and has a relocatable kernel.
+const MIN_VERSION: u16 = 0x0206;
+/// `loadflags`: the protected-mode code goes to 1 MiB or above.
+const LOADED_HIGH: u8 = 1;
+/// `xloadflags`: there is a 64-bit entry at 0x200.
+const KERNEL_64: u16 = 1;
+
+/// Whether a file claims to be a Linux kernel with a setup header.
+pub fn is_bzimage(image: &[u8]) -> bool {
+    bytes(image, MAGIC, 4) == Some(b"HdrS")
+}
+
+/// What the setup header says. Addresses are guest-physical.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetupHeader {
+    /// Boot protocol, 0x0206 for 2.06.
+    pub version: u16,
+    /// Bytes of boot sector and setup code before the protected-mode kernel.
+    pub setup_len: u64,
+    /// Bytes of the protected-mode kernel.
+    pub kernel_len: u64,
+    /// Bytes of the header, from [`HEADER`].
+    pub header_len: u64,
+    /// Whether there is a 64-bit entry.
+    pub entry64: bool,
+    /// Where to load.
+    pub load_address: u64,
+    /// RAM needed from where the kernel runs, in bytes.
+    pub init_size: u64,
+    /// Highest address of the initrd's last byte.
+    pub initrd_max: u64,
+    /// Longest command line, without the zero.
+    pub command_line_max: usize,
+}
+
+impl SetupHeader {
+    /// Reads and checks a bzImage.
+    pub fn parse(path: &Path, image: &[u8]) -> Result<Self, LoadError> {
+        let fail = |problem: String| LoadError::bzimage(path, problem);
+        let truncated = || fail("the setup header is cut off; copy the file again".to_owned());
+        if u16_at(image, 0x1fe) != Some(0xaa55) {
+            return Err(fail("the boot sector does not end in 55 aa; the file is damaged".to_owned()));
+        }
+        let version = u16_at(image, 0x206).ok_or_else(truncated)?;
+        if version < MIN_VERSION {
+            let (major, minor) = (version >> 8, version & 0xff);
+            return Err(fail(format!(
+                "it has boot protocol {major}.{minor:02}; 2.06 or newer (Linux 2.6.22) is needed"
+            )));
+        }
+        let byte = |offset| bytes(image, offset, 1).map(|b| b[0]).ok_or_else(truncated);
+        if byte(0x211)? & LOADED_HIGH == 0 {
+            return Err(fail("it is a zImage, to be loaded low; a bzImage is needed".to_owned()));
+        }
+        // Zero means four, for old boot sectors.
+        let sectors = match byte(0x1f1)? {
+            0 => 4,
+            sectors => u64::from(sectors),
+        };
+        let setup_len = (sectors + 1) * 512;
+        let kernel_len = u64::from(u32_at(image, 0x1f4).ok_or_else(truncated)?) * 16;
+        let header_len = 0x202 + u64::from(byte(0x201)?) - HEADER;
+        let needed = setup_len + kernel_len;
+        if kernel_len == 0 || HEADER + header_len > setup_len {
+            return Err(fail(
+                "the sizes in its setup header contradict each other; the file is damaged".to_owned(),
+            ));
+        }
+        // The build may round the last paragraph up.
+        if needed > (image.len() as u64).next_multiple_of(16) {
+            return Err(fail(format!(
+                "it is truncated: the setup header announces {needed} bytes, the file has {}; copy it again",
+                image.len()
+            )));
+        }
+        check_sum(path, image, needed, version)?;
+        let entry64 = version >= 0x020c && u16_at(image, 0x236).is_some_and(|flags| flags & KERNEL_64 != 0);
+        let (load_address, init_size) = placement(image, version, kernel_len).ok_or_else(truncated)?;
+        Ok(SetupHeader {
+            version,
+            setup_len,
+            kernel_len,
+            header_len,
+            entry64,
+            load_address,
+            init_size,
+            initrd_max: u32_at(image, 0x22c).ok_or_else(truncated)?.into(),
+            command_line_max: u32_at(image, 0x238).ok_or_else(truncated)? as usize,
+        })
+    }
+}
+
+/// Where to load the kernel and how much RAM it needs there.
+fn placement(image: &[u8], version: u16, kernel_len: u64) -> Option<(u64, u64)> {
+    const ONE_MIB: u64 = 0x10_0000;
+    if version < 0x020a {
+        // The size is unknown before 2.10; decompression needs a few times the compressed size.
+        return Some((ONE_MIB, kernel_len.saturating_mul(4)));
+    }
+    let preferred = u64_at(image, 0x258)?;
+    let init_size = u32_at(image, 0x260)?;
+    Some((preferred.max(ONE_MIB), u64::from(init_size).max(kernel_len)))
+}
+
+/// Linux up to 6.14 ends in a CRC-32 that makes the CRC of the whole image zero (boot protocol 2.08, "The Image
+/// Checksum"). Signing for secure boot changes two fields of the PE header afterwards; they count as zero.
+fn check_sum(path: &Path, image: &[u8], len: u64, version: u16) -> Result<(), LoadError> {
+    if version < 0x0208 {
+        return Ok(());
+    }
+    let Some(covered) = bytes(image, 0, len) else { return Ok(()) };
+    // The CRC of the specification does not invert its result; crc32fast's does.
+    const RESIDUE: u32 = !0;
+    if crc(covered, &[]) == RESIDUE || crc(covered, &signing_fields(covered)) == RESIDUE {
+        return Ok(());
+    }
+    match release(image) {
+        Some(release) if release >= LAST_WITHOUT_CRC => Ok(()),
+        Some(_) => {
+            Err(LoadError::bzimage(path, "its checksum is wrong, so the file is damaged; copy it again"))
+        }
+        None => Err(LoadError::bzimage(
+            path,
+            "neither its checksum nor the kernel's release can be read, so the file is damaged; copy it again",
+        )),
+    }
+}
+
+/// The first release whose build no longer appends a checksum.
+const LAST_WITHOUT_CRC: (u32, u32) = (6, 15);
+
+/// Major and minor number of the release that the image names.
+fn release(image: &[u8]) -> Option<(u32, u32)> {
+    let offset = u64::from(u16_at(image, 0x20e)?).checked_add(0x200)?;
+    let text = image.get(usize::try_from(offset).ok()?..)?;
+    let text = std::str::from_utf8(&text[..text.len().min(16)]).ok()?;
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Offsets and lengths of the PE checksum and of the certificate table's directory entry, if it is a PE file.
+fn signing_fields(image: &[u8]) -> Vec<(u64, u64)> {
+    let find = || {
+        let pe = u64::from(u32_at(image, 0x3c)?);
+        (bytes(image, pe, 4)? == b"PE\0\0").then_some(())?;
+        let optional = pe + 24;
+        let directories = match u16_at(image, optional)? {
+            0x20b => optional + 112,
+            0x10b => optional + 96,
+            _ => return None,
+        };
+        let (checksum, certificates) = ((optional + 64, 4), (directories + 4 * 8, 8));
+        bytes(image, certificates.0, certificates.1)?;
+        Some(vec![checksum, certificates])
+    };
+    find().unwrap_or_default()
+}
+
+/// CRC-32 with ascending ranges counted as zeros.
+fn crc(image: &[u8], zeros: &[(u64, u64)]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut at = 0;
+    for &(start, len) in zeros {
+        hasher.update(bytes(image, at, start - at).unwrap_or_default());
+        hasher.update(&[0; 8][..len as usize]);
+        at = start + len;
+    }
+    hasher.update(bytes(image, at, image.len() as u64 - at).unwrap_or_default());
+    hasher.finalize()
+}
