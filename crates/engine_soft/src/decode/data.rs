@@ -17,7 +17,8 @@ pub(super) fn select(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
 }
 
 fn is_general(i: &Instruction, operand: u32) -> bool {
-    i.op_kind(operand) != OpKind::Register || i.op_register(operand).is_gpr()
+    let is_register = operand < i.op_count() && i.op_kind(operand) == OpKind::Register;
+    !is_register || i.op_register(operand).is_gpr()
 }
 
 fn moves(i: &Instruction, insn: &mut Insn) -> Option<Handler> {

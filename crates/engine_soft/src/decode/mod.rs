@@ -8,7 +8,7 @@ mod control;
 mod data;
 mod string;
 
-use crate::cpu::{Cpu, Flow, gpr};
+use crate::cpu::{Cpu, Flow, gpr, seg};
 use crate::insn::{Handler, Insn, LOCK, MEMORY, REP, REPNE};
 use crate::interp::{simd, x87};
 use crate::system::{self, SystemState};
@@ -216,14 +216,27 @@ fn fill(i: &Instruction, bytes: &[u8], code_size: u8) -> Insn {
 
 fn fill_string(i: &Instruction, insn: &mut Insn, mask: u64) {
     insn.address_mask = mask;
-    insn.segment = i.memory_segment().number() as u8 & 7;
+    insn.segment = segment(i, insn.code_size);
     insn.flags |= MEMORY;
+}
+
+/// Segment of the memory operand. 64-bit mode ignores overrides but FS and GS; the default still tells
+/// whether a non-canonical address raises #SS.
+fn segment(i: &Instruction, code_size: u8) -> u8 {
+    let number = i.memory_segment().number() as u8 & 7;
+    if code_size != 64 || number >= seg::FS {
+        return number;
+    }
+    match i.memory_base() {
+        Register::RSP | Register::RBP | Register::ESP | Register::EBP => seg::SS,
+        _ => seg::DS,
+    }
 }
 
 fn fill_memory(i: &Instruction, insn: &mut Insn) {
     let (base, index) = (i.memory_base(), i.memory_index());
     insn.flags |= MEMORY;
-    insn.segment = i.memory_segment().number() as u8 & 7;
+    insn.segment = segment(i, insn.code_size);
     insn.base = register(base);
     insn.index = if index.is_gpr() { register(index) } else { gpr::ZERO };
     insn.scale = i.memory_index_scale().trailing_zeros() as u8;
@@ -251,12 +264,12 @@ fn operand_size(bytes: &[u8], code_size: u8) -> u8 {
     let mut wide = false;
     for &byte in bytes {
         match byte {
-            0x66 => other = true,
-            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 | 0xf0 | 0xf2 | 0xf3 => {}
-            0x40..=0x4f if code_size == 64 => {
-                wide = byte & 8 != 0;
-                break;
+            0x66 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 | 0xf0 | 0xf2 | 0xf3 => {
+                other |= byte == 0x66;
+                // A REX prefix counts only right before the opcode.
+                wide = false;
             }
+            0x40..=0x4f if code_size == 64 => wide = byte & 8 != 0,
             _ => break,
         }
     }

@@ -55,13 +55,13 @@ pub(crate) fn memory() -> Arc<GuestMemory> {
 }
 
 /// A processor over given RAM, in a given state.
-pub(crate) fn cpu_in(memory: Arc<GuestMemory>, state: &CpuState) -> Box<Cpu> {
+pub(crate) fn cpu_in(memory: Arc<GuestMemory>, state: &CpuState) -> Cpu {
     let mut cpu = Cpu::new(memory, SystemState::default(), Arc::default(), 46);
     cpu.restore(state).expect("the state is legal");
-    cpu
+    *cpu
 }
 
 /// A processor in [`long_state`].
-pub(crate) fn cpu() -> Box<Cpu> {
+pub(crate) fn cpu() -> Cpu {
     cpu_in(memory(), &long_state())
 }

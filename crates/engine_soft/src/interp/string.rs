@@ -218,12 +218,12 @@ pub fn cmps<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     repeat(cpu, insn, element, |cpu| compare_goes_on(cpu, insn))
 }
 
-/// INS.
+/// INS. The port is checked even if nothing is moved.
 pub fn ins<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    let port = cpu.reg::<u16>(gpr::RDX);
+    cpu.check_io(port, (T::BITS / 8) as u8)?;
     let element = |cpu: &mut Cpu, _| {
         let to = index(cpu, insn, gpr::RDI);
-        let port = cpu.reg::<u16>(gpr::RDX);
-        cpu.check_io(port, (T::BITS / 8) as u8)?;
         cpu.probe(seg::ES, to, T::BITS / 8, true)?;
         let value = cpu.port_in::<T>(port)?;
         cpu.store::<T>(seg::ES, to, value)?;
@@ -233,11 +233,11 @@ pub fn ins<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     repeat(cpu, insn, element, |_| true)
 }
 
-/// OUTS.
+/// OUTS. The port is checked even if nothing is moved.
 pub fn outs<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    let port = cpu.reg::<u16>(gpr::RDX);
+    cpu.check_io(port, (T::BITS / 8) as u8)?;
     let element = |cpu: &mut Cpu, _| {
-        let port = cpu.reg::<u16>(gpr::RDX);
-        cpu.check_io(port, (T::BITS / 8) as u8)?;
         let value = cpu.load::<T>(insn.segment, index(cpu, insn, gpr::RSI))?;
         cpu.port_out(port, value)?;
         advance::<T>(cpu, insn, gpr::RSI, 1);

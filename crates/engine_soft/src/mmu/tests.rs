@@ -1,0 +1,1 @@
+//! Tests of paging and of the TLB.
