@@ -1,6 +1,7 @@
 //! Handlers of x87 instructions.
 
 use super::environment;
+use super::fast;
 use super::image::{EXCEPTIONS, FSW_BUSY, FSW_ES, FpuState};
 use super::stubs::{self, Form};
 use crate::cpu::{Cpu, Fault, Flow, Stop, gpr, seg};
@@ -122,6 +123,8 @@ fn run(cpu: &mut Cpu, insn: &Insn, scratch: &mut [u8; 16], data: Option<u64>) ->
     let flags = cpu.flags.bits();
     let flags = if cpu.fpu.error_pending() {
         ignoring_errors(form, &mut cpu.fpu, scratch, flags)
+    } else if let Some(flags) = fast::execute(form, &mut cpu.fpu, scratch, flags) {
+        flags
     } else {
         stubs::execute(form, &mut cpu.fpu, scratch, flags)
     };

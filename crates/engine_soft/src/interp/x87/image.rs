@@ -111,6 +111,29 @@ impl FpuState {
         let at = REGISTERS + 16 * (index & 7);
         self.bytes[at..at + 10].copy_from_slice(value);
     }
+    /// Whether ST(i) is not empty.
+    pub(super) fn is_valid(&self, index: usize) -> bool {
+        self.abridged_tags() >> ((self.top() + index) & 7) & 1 != 0
+    }
+    /// Marks ST(i) as not empty.
+    pub(super) fn set_valid(&mut self, index: usize) {
+        self.set_abridged_tags(self.abridged_tags() | 1 << ((self.top() + index) & 7));
+    }
+    /// Pushes a value over an empty register.
+    pub(super) fn push(&mut self, value: &[u8; 10]) {
+        let top = (self.top() + 7) & 7;
+        self.bytes[REGISTERS..REGISTERS + 128].rotate_right(16);
+        self.set_top(top);
+        self.set_abridged_tags(self.abridged_tags() | 1 << top);
+        self.set_st(0, value);
+    }
+    /// Marks ST0 empty and moves on.
+    pub(super) fn pop(&mut self) {
+        let top = self.top();
+        self.set_abridged_tags(self.abridged_tags() & !(1 << top));
+        self.bytes[REGISTERS..REGISTERS + 128].rotate_left(16);
+        self.set_top(top + 1);
+    }
     /// Everything.
     pub fn bytes(&self) -> &[u8; 512] {
         &self.bytes

@@ -2,7 +2,7 @@
 //!
 //! The guest's state is an FXSAVE image ([`FpuState`]); an arithmetic instruction is the host's own,
 //! executed on that image by one of 576 [`stubs`]. So 80-bit results, transcendentals, tags, C1 and the
-//! order of exceptions are the processor's. Here is only what belongs to the surroundings: when an
+//! order of exceptions are the processor's; [`fast`] does the same for single operands. Here is only what belongs to the surroundings: when an
 //! instruction is allowed ([`check_pending`]), memory operands ([`exec`]), the last-instruction pointers, and
 //! the environment formats ([`environment`]).
 //!
@@ -12,6 +12,7 @@
 
 mod environment;
 mod exec;
+mod fast;
 mod image;
 mod stubs;
 #[cfg(test)]
