@@ -1,0 +1,24 @@
+//! One virtual machine.
+//!
+//! The only crate that sees engines and hardware. [`board`] builds the chipset and the devices and wires them;
+//! [`vcpu_thread`] gives each processor a thread; [`io`] is the way from an instruction to a device;
+//! [`excursion`] carries a processor of a KVM that cannot execute an instruction through the software CPU; and
+//! [`Machine`] changes the life of all of them together: start, pause, resume, reset, switch of the engine.
+//!
+//! ```text
+//!   vCPU thread ── Vcpu::run ──> io::BoardIo ──> device::Bus ──> devices ──> IrqLine
+//!        ^                                                                      |
+//!        └── LAPIC <── Vm::signal_msi <── MsiGate <── IOAPIC, MSI-X <── InterruptRouter
+//! ```
+
+pub mod board;
+pub mod excursion;
+mod interrupts;
+mod io;
+mod layout;
+mod life;
+pub mod memory_map;
+mod vcpu_thread;
+
+pub use board::{BoardSettings};
+pub use life::{Machine, MachineError, MachineEvent, MachineSettings};

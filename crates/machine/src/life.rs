@@ -1,0 +1,325 @@
+//! The life of a machine.
+
+use crate::board::{Board, BoardError, BoardEvents, BoardSettings, Surroundings};
+use crate::interrupts::InterruptGate;
+use crate::memory_map;
+use crate::vcpu_thread::{ExitHandler, Herd};
+use chipset::acpi_pm::PowerEvents;
+use chipset::serial::Serial;
+use device::SaveError;
+use engine::cpu_model::CpuModel;
+use engine::{Engine, EngineError, EngineKind, ExitCounts, Vcpu, Vm, VmExit, VmSettings};
+use guest_clock::{HostEntropy, MachineClock, TimerQueue};
+use guest_memory::{GuestMemory, MemoryError};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use thiserror::Error;
+use x86::CpuState;
+
+/// What becomes of a machine without anybody asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest switched itself off (ACPI S5).
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest wrote to the debug-exit port.
+    DebugExit(u32),
+    /// A processor shut down after a triple fault.
+    TripleFault {
+        /// Which.
+        vcpu: u32,
+    },
+    /// A processor cannot go on because of the host or the engine.
+    Failed {
+        /// Which.
+        vcpu: u32,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// Why a machine cannot be built or changed.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// No memory.
+    #[error("Guest memory cannot be set up")]
+    Memory(#[from] MemoryError),
+    /// The engine refuses.
+    #[error("The CPU engine refuses the machine")]
+    Engine(#[from] EngineError),
+    /// The board cannot be built.
+    #[error("The board cannot be built")]
+    Board(#[from] BoardError),
+    /// A device cannot be saved or restored.
+    #[error("A device's state cannot be moved")]
+    State(#[from] SaveError),
+    /// The kernel cannot be loaded.
+    #[error("The guest cannot be loaded")]
+    Load(#[from] loader::LoadError),
+    /// The host gives no thread.
+    #[error("A thread cannot be started")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Everything a machine is built from.
+pub struct MachineSettings {
+    /// Runs the processors.
+    pub engine: Arc<dyn Engine>,
+    /// What carries a processor past an instruction that `engine` cannot execute, if anything.
+    pub carrier: Option<Arc<dyn Engine>>,
+    /// Processors.
+    pub cpus: u32,
+    /// What they look like.
+    pub model: CpuModel,
+    /// RAM in bytes, a multiple of the page size.
+    pub memory: u64,
+    /// The guest's kernel and what goes with it.
+    pub boot: loader::BootSource,
+    /// Devices.
+    pub board: BoardSettings,
+}
+
+struct PowerRequests(Mutex<Sender<MachineEvent>>);
+
+impl PowerEvents for PowerRequests {
+    fn power_off(&self) {
+        let _ = self.0.lock().send(MachineEvent::PowerOff);
+    }
+    fn reset(&self) {
+        let _ = self.0.lock().send(MachineEvent::Reset);
+    }
+}
+
+/// A virtual machine with its threads.
+pub struct Machine {
+    memory: Arc<GuestMemory>,
+    clock: Arc<MachineClock>,
+    timers: Arc<TimerQueue>,
+    gate: Arc<InterruptGate>,
+    board: Board,
+    herd: Arc<Herd>,
+    threads: Vec<JoinHandle<()>>,
+    boot: loader::BootSource,
+    settings: VmSettings,
+    engine: Arc<dyn Engine>,
+    carrier: Option<Arc<dyn Engine>>,
+    finished_counts: ExitCounts,
+    engine_switches: u64,
+}
+
+impl Machine {
+    /// Builds a machine that stands before its first instruction, and the channel of its events.
+    pub fn new(settings: MachineSettings) -> Result<(Self, Receiver<MachineEvent>), MachineError> {
+        let memory = Arc::new(GuestMemory::new(&memory_map::ram(settings.memory))?);
+        let clock = Arc::new(MachineClock::new(0));
+        let timers = TimerQueue::new(clock.clone());
+        let gate = Arc::new(InterruptGate::default());
+        let (sender, events) = channel();
+        let board_events = BoardEvents {
+            power: Arc::new(PowerRequests(Mutex::new(sender.clone()))),
+            debug_exit: {
+                let sender = Mutex::new(sender.clone());
+                Box::new(move |value| drop(sender.lock().send(MachineEvent::DebugExit(value))))
+            },
+        };
+        let entropy = Arc::new(HostEntropy);
+        let around = Surroundings {
+            memory: memory.clone(),
+            gate: gate.clone(),
+            timers: timers.clone(),
+            entropy: entropy.clone(),
+        };
+        let board = Board::new(around, settings.board, board_events)?;
+        let vm_settings = VmSettings {
+            memory: memory.clone(),
+            cpus: settings.cpus,
+            model: settings.model,
+            clock: clock.clone(),
+            entropy,
+        };
+        let herd = Herd::new(settings.cpus, board.io.clone());
+        let mut machine = Machine {
+            memory,
+            clock,
+            timers,
+            gate,
+            board,
+            herd,
+            threads: Vec::new(),
+            boot: settings.boot,
+            settings: vm_settings,
+            engine: settings.engine,
+            carrier: settings.carrier,
+            finished_counts: ExitCounts::default(),
+            engine_switches: 0,
+        };
+        machine.install_vcpus(None)?;
+        machine.load_guest()?;
+        machine.start_threads(sender)?;
+        Ok((machine, events))
+    }
+
+    fn start_threads(&mut self, sender: Sender<MachineEvent>) -> Result<(), MachineError> {
+        self.threads.push(self.timers.spawn()?);
+        let sender = Mutex::new(sender);
+        let on_exit: Arc<ExitHandler> = Arc::new(move |vcpu, exit| {
+            let event = match exit {
+                VmExit::TripleFault => MachineEvent::TripleFault { vcpu },
+                VmExit::Failed { detail } | VmExit::EmulationFailure { detail } => {
+                    MachineEvent::Failed { vcpu, detail }
+                }
+                other => MachineEvent::Failed { vcpu, detail: format!("unexpected exit {other:?}") },
+            };
+            let _ = sender.lock().send(event);
+        });
+        self.threads.extend(self.herd.spawn(&on_exit)?);
+        Ok(())
+    }
+
+    /// Creates the processors on the current engine and gives them `states`, or their states after reset.
+    fn install_vcpus(&mut self, states: Option<&[CpuState]>) -> Result<(), MachineError> {
+        let vm = self.engine.create_vm(self.settings.clone())?;
+        let mut vcpus = (0..self.settings.cpus).map(|index| self.create_vcpu(&vm, index)).collect::<Result<Vec<_>, _>>()?;
+        for (vcpu, state) in vcpus.iter_mut().zip(states.unwrap_or_default()) {
+            vcpu.set_state(state)?;
+        }
+        self.gate.connect(Some(vm));
+        self.herd.set_vcpus(vcpus);
+        Ok(())
+    }
+
+    fn create_vcpu(&self, vm: &Arc<dyn Vm>, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+        let vcpu = vm.create_vcpu(index)?;
+        match &self.carrier {
+            Some(carrier) => crate::excursion::wrap(vcpu, carrier.as_ref(), &self.settings, index),
+            None => Ok(vcpu),
+        }
+    }
+
+    /// Loads kernel and tables and puts the boot processor at the entry.
+    fn load_guest(&mut self) -> Result<(), MachineError> {
+        let layout = crate::layout::of_board(self.settings.cpus);
+        let entry = loader::load(&self.memory, &self.boot, &layout)?;
+        self.herd.for_each(|index, vcpu| {
+            let after_reset = CpuState::reset(index == 0);
+            let mut state = vcpu.state()?;
+            state.mp_state = after_reset.mp_state;
+            if index == 0 {
+                entry.apply(&mut state);
+            }
+            vcpu.set_state(&state)
+        })?;
+        Ok(())
+    }
+
+    /// Starts or continues the guest.
+    pub fn resume(&self) {
+        self.clock.start();
+        self.timers.set_paused(false);
+        self.board.resume();
+        self.herd.run();
+    }
+
+    /// Stops the guest: processors, devices, time.
+    pub fn pause(&self) {
+        self.herd.park();
+        self.board.pause();
+        self.timers.set_paused(true);
+        self.clock.stop();
+    }
+
+    /// Back to the state after power-on, standing.
+    pub fn reset(&mut self) -> Result<(), MachineError> {
+        self.pause();
+        self.board.reset()?;
+        self.retire_vcpus();
+        self.install_vcpus(None)?;
+        self.load_guest()
+    }
+
+    /// Moves all processors to another engine. The machine is paused before and after.
+    pub fn switch_engine(
+        &mut self,
+        engine: Arc<dyn Engine>,
+        carrier: Option<Arc<dyn Engine>>,
+    ) -> Result<(), MachineError> {
+        let mut states = Vec::new();
+        self.herd.for_each(|_, vcpu| vcpu.state().map(|state| states.push(state)))?;
+        self.retire_vcpus();
+        self.engine = engine;
+        self.carrier = carrier;
+        self.engine_switches += 1;
+        self.install_vcpus(Some(&states))
+    }
+
+    fn retire_vcpus(&mut self) {
+        self.gate.connect(None);
+        let counts = self.counts();
+        self.finished_counts = counts;
+        self.herd.clear();
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.board.power_management.press_power_button();
+    }
+
+    /// The first serial port, for its input.
+    pub fn serial(&self) -> &Arc<Serial> {
+        &self.board.serial
+    }
+
+    /// Which engine runs the processors.
+    pub fn engine(&self) -> EngineKind {
+        self.engine.kind()
+    }
+
+    /// How often the engine was changed.
+    pub fn engine_switches(&self) -> u64 {
+        self.engine_switches
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Counters of all processors. Processors that run now are stopped for it only if `pause` was called.
+    pub fn counts(&self) -> ExitCounts {
+        let mut counts = self.finished_counts.clone();
+        let _ = self.herd.for_each(|_, vcpu| {
+            counts.add(&vcpu.counts());
+            Ok::<(), EngineError>(())
+        });
+        counts
+    }
+
+    /// States of all devices, of a paused machine.
+    pub fn save_devices(&self) -> Result<Vec<device::Record>, MachineError> {
+        Ok(self.board.save()?)
+    }
+
+    /// States of all processors, of a paused machine.
+    pub fn save_processors(&self) -> Result<Vec<CpuState>, MachineError> {
+        let mut states = Vec::new();
+        self.herd.for_each(|_, vcpu| vcpu.state().map(|state| states.push(state)))?;
+        Ok(states)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.herd.end();
+        self.timers.stop();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the machine panicked");
+            }
+        }
+        self.board.pause();
+        self.gate.connect(None);
+    }
+}
