@@ -11,11 +11,20 @@ pub const EXCEPTIONS: u16 = 0x3f;
 
 /// The legacy region of an XSAVE area. Only its x87 part is live; MXCSR and the XMM registers are kept
 /// elsewhere, and MXCSR in here always has the host's value, so that the image can be loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct FpuState {
     bytes: [u8; 512],
 }
+
+/// Equal in what belongs to the x87: a stub leaves the host's vector registers in the rest of its image.
+impl PartialEq for FpuState {
+    fn eq(&self, other: &Self) -> bool {
+        self.x87_bytes() == other.x87_bytes()
+    }
+}
+
+impl Eq for FpuState {}
 
 impl Default for FpuState {
     /// The state after FNINIT with empty registers.
@@ -133,10 +142,6 @@ impl FpuState {
         self.set_abridged_tags(self.abridged_tags() & !(1 << top));
         self.bytes[REGISTERS..REGISTERS + 128].rotate_left(16);
         self.set_top(top + 1);
-    }
-    /// Everything.
-    pub fn bytes(&self) -> &[u8; 512] {
-        &self.bytes
     }
     /// The 160 bytes of x87 state, without MXCSR: bytes 0–23 and 32–159.
     pub fn x87_bytes(&self) -> ([u8; 24], [u8; 128]) {
