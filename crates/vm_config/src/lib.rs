@@ -1,1 +1,31 @@
-//! What a person asks for.
+//! What a person asks for: one machine, in the same structs whether it comes from options, a file or an API.
+//!
+//! ```toml
+//! name = "web"
+//! kernel = "vmlinuz"
+//! initrd = "initrd.img"
+//! append = "console=ttyS0 root=/dev/vda"
+//! memory = "2G"
+//! cpus = 2
+//! serial = "stdio"
+//!
+//! [[disks]]
+//! path = "root.raw"
+//! serial = "root"
+//! ```
+//!
+//! Texts are parsed by [`std::str::FromStr`], files by [`VmConfig::from_file`], and [`VmConfig::validate`] checks the
+//! ranges of what either gave.
+
+mod disk;
+mod error;
+mod file;
+mod machine;
+mod serial;
+mod size;
+
+pub use disk::{DiskConfig, DiskFormat};
+pub use error::ConfigError;
+pub use machine::{DEFAULT_DEBUG_EXIT_PORT, EngineChoice, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, VmConfig};
+pub use serial::SerialConfig;
+pub use size::ByteSize;
