@@ -70,14 +70,16 @@ fn timed<D: Device + 'static>(
     Rig { devices, windows: windows.to_vec(), clock, timers, event }
 }
 
-fn serial() -> Rig {
+/// A serial port.
+pub fn serial() -> Rig {
     let build = |timers| Serial::new("serial0", line(4), Arc::new(Nobody), timers);
     timed(build, &[serial::PORTS], |chip, what, how| {
         chip.push_input(&[what, how]);
     })
 }
 
-fn pic() -> Rig {
+/// The interrupt controllers.
+pub fn pic() -> Rig {
     timed(
         |_| Pic::new(Box::new(|_| {})),
         &[2, 2, 2],
@@ -91,7 +93,8 @@ fn pic() -> Rig {
     )
 }
 
-fn ioapic() -> Rig {
+/// The I/O APIC.
+pub fn ioapic() -> Rig {
     timed(
         |_| IoApic::new(Arc::new(Nobody), Box::new(|_| {})),
         &[ioapic::SIZE.min(0x48)],
@@ -105,38 +108,46 @@ fn ioapic() -> Rig {
     )
 }
 
-fn pit() -> Rig {
+/// The interval timer.
+pub fn pit() -> Rig {
     timed(|timers| Pit::new(line(0), timers), &[4, 1], |chip, what, _| chip.set_irq_connected(what & 1 != 0))
 }
 
-fn acpi_pm() -> Rig {
+/// ACPI power management.
+pub fn acpi_pm() -> Rig {
     let build = |timers| AcpiPm::new(line(SCI_GSI), Arc::new(Nobody), timers);
     timed(build, &[PORT_COUNT], |chip, _, _| chip.press_power_button())
 }
 
-fn rtc() -> Rig {
+/// The real-time clock.
+pub fn rtc() -> Rig {
     let build = |timers| Rtc::new(line(8), MemorySize { below_4g: 1 << 30, above_4g: 0 }, timers);
     timed(build, &[2], |chip, what, _| chip.set_irq_connected(what & 1 != 0))
 }
 
-fn i8042() -> Rig {
+/// The keyboard controller.
+pub fn i8042() -> Rig {
     timed(|_| I8042::new(Arc::new(Nobody)), &[1, 1, 1], |_, _, _| {})
 }
 
-fn debug_exit() -> Rig {
+/// The exit port.
+pub fn debug_exit() -> Rig {
     timed(|_| DebugExit::new(Box::new(|_| {})), &[4], |_, _, _| {})
 }
 
-fn debug_console() -> Rig {
+/// The console port.
+pub fn debug_console() -> Rig {
     timed(|_| DebugConsole::new(Arc::new(Nobody)), &[1], |_, _, _| {})
 }
 
-fn hpet() -> Rig {
+/// The event timers.
+pub fn hpet() -> Rig {
     let build = |timers| Hpet::new(Arc::new(Nobody), Box::new(|_| {}), timers);
     timed(build, &[hpet::SIZE.min(0x168)], |_, _, _| {})
 }
 
-fn pci() -> Rig {
+/// The root complex with three functions.
+pub fn pci() -> Rig {
     let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
     let layout = PciLayout::default();
     let root =

@@ -25,11 +25,14 @@ pub const SIZE: u64 = 0x1000;
 /// Inputs.
 pub const PINS: u8 = bits::PINS as u8;
 
+/// Is told, for each vector, whether it is level-triggered.
+pub type LevelVectors = Box<dyn Fn(&[bool; 256]) + Send + Sync>;
+
 /// An I/O APIC. Window 0: its memory-mapped registers.
 pub struct IoApic {
     registers: Mutex<Registers>,
     msi: Arc<dyn MsiSink>,
-    level_vectors: Box<dyn Fn(&[bool; 256]) + Send + Sync>,
+    level_vectors: LevelVectors,
     /// The vectors told last. Locked during the call, so that no message with a new level-triggered vector overtakes
     /// the news; the engine that is told never calls back.
     told: Mutex<[bool; 256]>,
@@ -37,7 +40,7 @@ pub struct IoApic {
 
 impl IoApic {
     /// After reset. `level_vectors` is told which vectors are level-triggered whenever that changes.
-    pub fn new(msi: Arc<dyn MsiSink>, level_vectors: Box<dyn Fn(&[bool; 256]) + Send + Sync>) -> Arc<Self> {
+    pub fn new(msi: Arc<dyn MsiSink>, level_vectors: LevelVectors) -> Arc<Self> {
         let (registers, told) = (Mutex::new(Registers::new()), Mutex::new([false; 256]));
         Arc::new(IoApic { registers, msi, level_vectors, told })
     }

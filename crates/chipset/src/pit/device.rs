@@ -75,7 +75,7 @@ impl Registers {
     /// Port 0x61.
     pub fn read_port(&self, now_ns: u64) -> u8 {
         let [_, _, speaker] = &self.counters;
-        let refresh = if now_ns / REFRESH_NS % 2 != 0 { PORT_REFRESH } else { 0 };
+        let refresh = if (now_ns / REFRESH_NS) & 1 != 0 { PORT_REFRESH } else { 0 };
         let output = if speaker.output(ticks(now_ns)) { PORT_OUT2 } else { 0 };
         self.port | refresh | output
     }

@@ -306,7 +306,7 @@ impl Registers {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.has_b(B_BINARY) { value } else { value / 10 << 4 | value % 10 }
+        if self.has_b(B_BINARY) { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
