@@ -1,0 +1,91 @@
+//! The program under test and the guests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::TestVm;
+
+/// Where the program and the guest material are.
+pub struct Material {
+    program: PathBuf,
+    guests: PathBuf,
+}
+
+impl Material {
+    /// What the environment names; `None`, said on standard error, when it names nothing.
+    ///
+    /// # Panics
+    /// When the environment names something that does not exist: that is a broken test run, not a lesser one.
+    #[must_use]
+    pub fn find() -> Option<Self> {
+        let (Some(program), Some(guests)) = (std::env::var_os("VIREO_BIN"), std::env::var_os("VIREO_GUESTS"))
+        else {
+            eprintln!("skipped: no VIREO_BIN and VIREO_GUESTS; `cargo xtask test` sets them");
+            return None;
+        };
+        let found = Self { program: program.into(), guests: guests.into() };
+        for path in [found.program.clone(), found.kernel(), found.initramfs()] {
+            assert!(path.is_file(), "{} does not exist", path.display());
+        }
+        Some(found)
+    }
+
+    /// Debian's kernel.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.guests.join("vmlinuz")
+    }
+
+    /// The busybox initramfs, whose `vireo.test=` words are described in `xtask/src/guests/init.sh`.
+    #[must_use]
+    pub fn initramfs(&self) -> PathBuf {
+        self.guests.join("initramfs.cpio.gz")
+    }
+
+    /// A sparse copy of the Debian disk, for one test to write to.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn debian_disk(&self, copy: &Path) -> Result<()> {
+        let status = Command::new("cp")
+            .arg("--sparse=always")
+            .arg(self.guests.join("debian.raw"))
+            .arg(copy)
+            .status()?;
+        if !status.success() {
+            bail!("Cannot copy the Debian disk");
+        }
+        Ok(())
+    }
+
+    /// What the guest program prints on this host's own processor.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn on_this_processor(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(self.guests.join("guest-program")).args(arguments).output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// `vireo` with arguments of the test's own.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments);
+        command
+    }
+
+    /// A machine with the kernel and the busybox initramfs: `words` go to the kernel's command line, `options`
+    /// to `vireo run`.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn boot(&self, words: &str, options: &[&str]) -> Result<TestVm> {
+        let mut command = self.command(&["run", "--memory", "256M", "--kernel"]);
+        command.arg(self.kernel()).arg("--initrd").arg(self.initramfs());
+        command.args(["--append", &format!("console=ttyS0 {words}")]).args(options);
+        TestVm::start(command)
+    }
+}

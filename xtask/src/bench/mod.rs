@@ -1,0 +1,222 @@
+//! `cargo xtask bench WHAT`: a figure, what it was compared with, and the bound it must keep.
+//!
+//! Every figure is measured now, and so is what it is compared with. A figure past its bound makes the chore
+//! fail.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::console::Console;
+use crate::guests::{self, Guests};
+use crate::{command, demo, workspace};
+
+/// The interpreter may take this many times QEMU's time to boot.
+const BOOT_RATIO: f64 = 12.0;
+/// Most resident memory beyond the guest's own.
+const OVERHEAD_MIB: f64 = 24.0;
+/// Longest from the start of the process to the guest's first instruction.
+const STARTUP: Duration = Duration::from_millis(30);
+/// What a guest says when its first program runs.
+const MARKER: &str = "VIREO-INIT-OK";
+
+/// Options of `cargo xtask bench`.
+#[derive(Args)]
+pub struct BenchOptions {
+    /// What to measure
+    what: Measure,
+    /// Which engine: software, kvm or auto
+    #[arg(long, default_value = "software")]
+    engine: String,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, ValueEnum)]
+enum Measure {
+    /// Kernel and busybox initramfs to the first program, 1 vCPU, beside QEMU's software CPU
+    Boot,
+    /// Millions of instructions a second of the interpreter
+    Mips,
+    /// Resident memory beyond the guest's own after Debian has booted
+    Rss,
+    /// From the start of the process to the guest's first instruction
+    Startup,
+}
+
+/// Measures.
+pub fn run(options: &BenchOptions) -> Result<()> {
+    match options.what {
+        Measure::Boot => boot(&options.engine),
+        Measure::Mips => mips(),
+        Measure::Rss => resident(&options.engine),
+        Measure::Startup => startup(&options.engine),
+    }
+}
+
+/// Both boots take the same kernel, initramfs, command line, memory and number of vCPUs.
+fn boot(engine: &str) -> Result<()> {
+    guests::need("qemu-system-x86_64", "qemu-system-x86")?;
+    let vireo = workspace::build_vireo()?;
+    let guests = guests::prepare(false)?;
+    let limit = Duration::from_secs(600);
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512", "-nographic", "-no-reboot"])
+        .args(["-append", "console=ttyS0"])
+        .arg("-kernel")
+        .arg(&guests.kernel)
+        .arg("-initrd")
+        .arg(&guests.initramfs);
+    let theirs = time_to_marker(&mut qemu, limit)?;
+    let ours = time_to_marker(&mut busybox_guest(&vireo, &guests, engine, ""), limit)?;
+    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+    println!("boot: Debian cloud kernel and busybox initramfs to the first program, 1 vCPU, 512 MiB");
+    println!("boot: vireo --engine {engine}: {:.2} s", ours.as_secs_f64());
+    println!("boot: qemu-system-x86_64 -accel tcg -cpu max: {:.2} s", theirs.as_secs_f64());
+    println!("boot: ratio {ratio:.2} (bound {BOOT_RATIO})");
+    keep(ratio <= BOOT_RATIO, "boot ratio")
+}
+
+fn time_to_marker(command: &mut Command, limit: Duration) -> Result<Duration> {
+    Console::start(command, false)?.wait_for(MARKER, limit)
+}
+
+/// A machine with the kernel and the busybox initramfs only.
+fn busybox_guest(vireo: &Path, guests: &Guests, engine: &str, words: &str) -> Command {
+    let mut command = Command::new(vireo);
+    command
+        .args(["run", "--memory", "512M", "--cpus", "1", "--engine", engine])
+        .arg("--kernel")
+        .arg(&guests.kernel)
+        .arg("--initrd")
+        .arg(&guests.initramfs)
+        .args(["--append", format!("console=ttyS0 {words}").trim()]);
+    command
+}
+
+/// The engine's own example measures and judges; it knows which loops it runs.
+fn mips() -> Result<()> {
+    command::run(workspace::cargo().args(["run", "--release", "-p", "engine_soft", "--example", "mips"]))
+}
+
+/// After the login prompt: the process's resident memory less what is resident of the guest's memory.
+fn resident(engine: &str) -> Result<()> {
+    let vireo = workspace::build_vireo()?;
+    let guests = guests::prepare(false)?;
+    let disk = guests.disk_copy("rss")?;
+    let mut console = Console::start(&mut demo::debian(&vireo, &guests, &disk, engine, 2), false)?;
+    console.wait_for("login:", Duration::from_secs(900))?;
+    let usage = MemoryUse::of(console.id(), 512 << 10)?;
+    console.kill();
+    std::fs::remove_file(disk)?;
+    let overhead = (usage.resident - usage.guest) as f64 / 1024.0;
+    println!("rss: Debian at its login prompt, 512 MiB, 2 vCPUs, --engine {engine}");
+    println!("rss: resident {:.1} MiB, of it guest memory {:.1} MiB", mib(usage.resident), mib(usage.guest));
+    println!("rss: beyond guest memory {overhead:.1} MiB (bound {OVERHEAD_MIB})");
+    keep(overhead <= OVERHEAD_MIB, "resident memory")
+}
+
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+/// Resident memory of a process, in KiB.
+struct MemoryUse {
+    resident: u64,
+    guest: u64,
+}
+
+impl MemoryUse {
+    /// Reads `/proc/PID/smaps`. Mappings of shared memory files are the guest's: at most `guest_kib` in all.
+    fn of(pid: u32, guest_kib: u64) -> Result<Self> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).context("Cannot read smaps")?;
+        let (mut resident, mut guest, mut is_guest) = (0, 0, false);
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap_or_default();
+            if first.contains('-') && !first.ends_with(':') {
+                is_guest = line.contains("/memfd:");
+            } else if first == "Rss:" {
+                let kib: u64 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+                resident += kib;
+                guest += if is_guest { kib } else { 0 };
+            }
+        }
+        if guest == 0 || guest > guest_kib {
+            bail!(
+                "Cannot tell the guest's memory from the process's own: {guest} KiB in shared memory files"
+            );
+        }
+        Ok(Self { resident, guest })
+    }
+}
+
+/// Many short lives of a machine; see [`tiny_guest`].
+fn startup(engine: &str) -> Result<()> {
+    let vireo = workspace::build_vireo()?;
+    let folder = guests::cache()?;
+    let image = folder.join("startup-guest.elf");
+    std::fs::write(&image, tiny_guest())?;
+    let mut times: Vec<Duration> =
+        (0..11).map(|_| one_start(&vireo, &image, engine)).collect::<Result<_>>()?;
+    times.sort();
+    let median = times[times.len() / 2];
+    println!("startup: process start to the end of a guest whose first act is the debug exit, median of 11");
+    println!(
+        "startup: --engine {engine}: {:.1} ms (bound {} ms)",
+        median.as_secs_f64() * 1e3,
+        STARTUP.as_millis()
+    );
+    keep(median <= STARTUP, "startup")
+}
+
+/// One whole life of a machine with the tiny guest: an upper bound for the time to its first instruction.
+fn one_start(vireo: &Path, image: &PathBuf, engine: &str) -> Result<Duration> {
+    let started = Instant::now();
+    let status = Command::new(vireo)
+        .args(["run", "--memory", "512M", "--engine", engine, "--serial", "none", "--debug-exit", "--kernel"])
+        .arg(image)
+        .status()?;
+    let taken = started.elapsed();
+    if status.code() != Some((0x15 << 1) | 1) {
+        bail!("The tiny guest ended with {status}");
+    }
+    Ok(taken)
+}
+
+/// A 32-bit multiboot ELF image that writes 0x15 to the debug-exit port and halts.
+///
+/// Layout: ELF header (52 bytes), one program header (32), the multiboot header (Multiboot 0.6.96, 3.1.1: magic,
+/// flags, checksum), the code. The file is loaded whole at 1 MiB.
+fn tiny_guest() -> Vec<u8> {
+    const BASE: u32 = 0x10_0000;
+    const HEADERS: u32 = 52 + 32;
+    const MAGIC: u32 = 0x1bad_b002;
+    let code: &[u8] = &[0xb0, 0x15, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd]; // mov al, 15h; out f4h, al; hlt; jmp hlt
+    let entry = BASE + HEADERS + 12;
+    let size = HEADERS + 12 + code.len() as u32;
+    let mut image = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let halves = |image: &mut Vec<u8>, values: &[u16]| {
+        values.iter().for_each(|value| image.extend_from_slice(&value.to_le_bytes()));
+    };
+    let words = |image: &mut Vec<u8>, values: &[u32]| {
+        values.iter().for_each(|value| image.extend_from_slice(&value.to_le_bytes()));
+    };
+    halves(&mut image, &[2, 3]); // executable, for the 386
+    words(&mut image, &[1, entry, 52, 0, 0]);
+    halves(&mut image, &[52, 32, 1, 0, 0, 0]);
+    words(&mut image, &[1, 0, BASE, BASE, size, size, 7, 0x1000]);
+    words(&mut image, &[MAGIC, 0, MAGIC.wrapping_neg()]);
+    image.extend_from_slice(code);
+    image
+}
+
+/// Fails when a bound was not kept.
+fn keep(kept: bool, what: &str) -> Result<()> {
+    if !kept {
+        bail!("The bound for {what} was not kept");
+    }
+    Ok(())
+}
