@@ -2,7 +2,10 @@
 //!
 //! KVM tells an event that waits ("pending") from one whose delivery has begun ("injected": it was interrupted by an
 //! exit half-way and starts over). Our state has one form, what will be delivered next; the payload of an
-//! injected exception went into CR2 or DR6 already, so it is taken from there.
+//! injected exception went into CR2 or DR6 already, so it is taken from there. An INT n under delivery is not
+//! reported: KVM executes it again.
+//!
+//! During an excursion a waiting NMI stays in KVM, like the interrupts of the local APIC: others may arrive.
 
 use super::{Extent, invalid};
 use crate::host::host;
@@ -42,7 +45,11 @@ fn vector(number: u8) -> Result<Vector, EngineError> {
     })
 }
 
-pub(super) fn from_kvm(events: &kvm_vcpu_events, cr2: u64) -> Result<PendingEvents, EngineError> {
+pub(super) fn from_kvm(
+    events: &kvm_vcpu_events,
+    cr2: u64,
+    extent: Extent,
+) -> Result<PendingEvents, EngineError> {
     let exception = match &events.exception {
         raised if raised.injected == 0 && raised.pending == 0 => None,
         raised => {
@@ -61,10 +68,11 @@ pub(super) fn from_kvm(events: &kvm_vcpu_events, cr2: u64) -> Result<PendingEven
     let shadow = u32::from(events.interrupt.shadow);
     // An NMI under delivery masks others already; delivered again, it does so again.
     let nmi_restarts = events.nmi.injected != 0;
+    let nmi_waits = events.nmi.pending != 0 && extent == Extent::Whole;
     Ok(PendingEvents {
         exception,
         interrupt,
-        nmi_pending: events.nmi.pending != 0 || nmi_restarts,
+        nmi_pending: nmi_waits || nmi_restarts,
         nmi_masked: events.nmi.masked != 0 && !nmi_restarts,
         sti_shadow: shadow & KVM_X86_SHADOW_INT_STI != 0,
         mov_ss_shadow: shadow & KVM_X86_SHADOW_INT_MOV_SS != 0,

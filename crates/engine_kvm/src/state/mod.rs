@@ -58,7 +58,7 @@ pub(crate) fn read(fd: &VcpuFd, msrs: &[u32], extent: Extent) -> Result<CpuState
     let xsave = fd.get_xsave().map_err(host("KVM_GET_XSAVE"))?;
     state.xsave = xsave::from_kvm(&xsave);
     let events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
-    state.events = events::from_kvm(&events, state.cr2)?;
+    state.events = events::from_kvm(&events, state.cr2, extent)?;
     if extent == Extent::Whole {
         state.lapic = lapic::from_kvm(&fd.get_lapic().map_err(host("KVM_GET_LAPIC"))?);
     }
