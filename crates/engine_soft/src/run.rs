@@ -76,7 +76,7 @@ impl Cpu {
             || self.has_flag(RFlags::TF)
             || self.dr7 & 0xff != 0
             || self.has_flag(RFlags::RF)
-            || self.step_end - self.instructions < STEP_MARGIN
+            || self.step_end - self.instructions <= STEP_MARGIN
     }
 
     /// Runs blocks until an event waits, a tick is due, or an instruction asks to look around.

@@ -13,4 +13,6 @@ pub mod muldiv;
 pub mod shift;
 pub mod simd;
 pub mod string;
+#[cfg(test)]
+mod tests;
 pub mod x87;

@@ -40,8 +40,17 @@ pub fn mul<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let (low, high) = (product as u64, (product >> T::BITS) as u64);
     write_pair::<T>(cpu, low, high);
     let carry = T::of(high).zx() != 0;
-    cpu.flags.set_result_cf_of(T::of(low).sx(), carry, carry);
+    set_flags::<T>(cpu, low, carry);
     Ok(())
+}
+
+/// SF and PF are those of the low half and ZF is clear: undefined by the manual, but what processors do.
+#[inline(always)]
+fn set_flags<T: Int>(cpu: &mut Cpu, low: u64, carry: bool) {
+    let low = T::of(low).sx();
+    // Not zero, of even parity.
+    let shown = if low == 0 { 0x100 } else { low };
+    cpu.flags.set_result_cf_of(shown, carry, carry);
 }
 
 #[inline(always)]
@@ -49,7 +58,7 @@ fn signed_product<T: Int>(cpu: &mut Cpu, a: T, b: T) -> (u64, u64) {
     let product = i128::from(a.sx() as i64) * i128::from(b.sx() as i64);
     let low = product as u64;
     let carry = product != i128::from(T::of(low).sx() as i64);
-    cpu.flags.set_result_cf_of(T::of(low).sx(), carry, carry);
+    set_flags::<T>(cpu, low, carry);
     (low, (product >> T::BITS) as u64)
 }
 

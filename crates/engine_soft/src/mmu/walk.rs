@@ -58,7 +58,7 @@ impl Cpu {
             .map_err(|cause| self.page_fault(linear, access, accessor, cause))
     }
 
-    /// Translates without faults and without setting flags, for debuggers.
+    /// Translates without faults, for debuggers. May set accessed flags.
     pub fn translate(&mut self, linear: u64) -> Option<u64> {
         if !self.cr0.contains(Cr0::PG) {
             return Some(linear);
@@ -88,7 +88,7 @@ impl Cpu {
     fn walk_tables(&mut self, linear: u64, access: Access, accessor: Accessor) -> Result<Translation, u32> {
         let wide = self.cr4.contains(Cr4::PAE);
         let mut rights = Rights { write: true, user: true, execute: true };
-        let (mut table, mut level) = self.root(linear, &mut rights)?;
+        let (mut table, mut level) = self.root(linear)?;
         let bits = if wide { 9 } else { 10 };
         loop {
             let shift = 12 + bits * (level - 1);
@@ -119,7 +119,7 @@ impl Cpu {
     }
 
     /// The first table and its level (1 is the page table).
-    fn root(&self, linear: u64, rights: &mut Rights) -> Result<(u64, u32), u32> {
+    fn root(&self, linear: u64) -> Result<(u64, u32), u32> {
         if !self.cr4.contains(Cr4::PAE) {
             return Ok((self.cr3 & 0xffff_f000, 2));
         }
@@ -131,7 +131,6 @@ impl Cpu {
         if pdpte & 1 == 0 {
             return Err(0);
         }
-        rights.execute = true;
         Ok((pdpte & self.mmu.physical_mask & !OFFSET, 2))
     }
 
