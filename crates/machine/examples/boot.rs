@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             append: append.clone(),
             ..loader::BootSource::default()
         },
-        board: BoardSettings { serial: Arc::new(Stdout), debug_exit: Some(0xf4) },
+        board: BoardSettings { serial: Arc::new(Stdout), disks: Vec::new(), debug_exit: Some(0xf4) },
     };
     let (machine, events) = Machine::new(settings)?;
     machine.resume();

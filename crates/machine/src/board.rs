@@ -3,6 +3,7 @@
 use crate::interrupts::InterruptGate;
 use crate::io::BoardIo;
 use crate::memory_map;
+use block::BlockBackend;
 use chipset::acpi_pm::{AcpiPm, PowerEvents};
 use chipset::debug_exit::DebugExit;
 use chipset::hpet::Hpet;
@@ -14,16 +15,27 @@ use chipset::pit::Pit;
 use chipset::routing::InterruptRouter;
 use chipset::rtc::{MemorySize, Rtc};
 use chipset::serial::{Serial, SerialBackend};
+use device::pci::PciFunction;
 use device::{Bus, BusError, Device, InterruptSink, IrqLine, MsiSink, Record, SaveError};
 use guest_clock::{Entropy, TimerQueue};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use thiserror::Error;
 
+/// A disk of the machine.
+pub struct Disk {
+    /// Its content.
+    pub backend: Arc<dyn BlockBackend>,
+    /// Serial number the guest sees, at most 20 bytes.
+    pub serial: String,
+}
+
 /// What is on the board besides the chipset.
 pub struct BoardSettings {
     /// The first serial port, 0x3f8.
     pub serial: Arc<dyn SerialBackend>,
+    /// virtio disks, in order.
+    pub disks: Vec<Disk>,
     /// Port of the debug-exit device, if any.
     pub debug_exit: Option<u16>,
 }
@@ -173,6 +185,7 @@ impl Board {
         }
 
         let root = builder.add_pci(&events.power)?;
+        add_virtio(&mut builder, &root, settings.disks)?;
         root.assign_addresses()?;
         builder.devices.push(root.clone());
         let io = Arc::new(BoardIo { ports, memory: memory_bus, pic, ioapic });
@@ -201,3 +214,25 @@ impl Board {
     }
 }
 
+/// Entropy first, then the disks, in the order of the configuration.
+fn add_virtio(builder: &mut Builder, root: &Arc<RootComplex>, disks: Vec<Disk>) -> Result<(), BoardError> {
+    let mut slot = 1;
+    let mut add = |builder: &mut Builder, name: String, device: Box<dyn virtio::VirtioDevice>| {
+        let msi: Arc<dyn MsiSink> = builder.around.gate.clone();
+        let function =
+            virtio::VirtioPci::new(&name, device, builder.around.memory.clone(), msi, root.intx_line(slot, 1))
+                .map_err(|source| BoardError::Device { name, source })?;
+        let as_function: Arc<dyn PciFunction> = function.clone();
+        root.add(slot, as_function)?;
+        builder.devices.push(function);
+        slot += 1;
+        Ok::<(), BoardError>(())
+    };
+    let entropy = virtio::entropy::Entropy::new(builder.around.entropy.clone());
+    add(builder, "entropy0".to_owned(), Box::new(entropy))?;
+    for (index, disk) in disks.into_iter().enumerate() {
+        let device = virtio::blk::Block::new(disk.backend, &disk.serial);
+        add(builder, format!("disk{index}"), Box::new(device))?;
+    }
+    Ok(())
+}

@@ -20,5 +20,5 @@ mod life;
 pub mod memory_map;
 mod vcpu_thread;
 
-pub use board::{BoardSettings};
+pub use board::{BoardSettings, Disk};
 pub use life::{Machine, MachineError, MachineEvent, MachineSettings};

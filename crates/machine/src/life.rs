@@ -182,7 +182,9 @@ impl Machine {
     /// Creates the processors on the current engine and gives them `states`, or their states after reset.
     fn install_vcpus(&mut self, states: Option<&[CpuState]>) -> Result<(), MachineError> {
         let vm = self.engine.create_vm(self.settings.clone())?;
-        let mut vcpus = (0..self.settings.cpus).map(|index| self.create_vcpu(&vm, index)).collect::<Result<Vec<_>, _>>()?;
+        let mut vcpus = (0..self.settings.cpus)
+            .map(|index| self.create_vcpu(&vm, index))
+            .collect::<Result<Vec<_>, _>>()?;
         for (vcpu, state) in vcpus.iter_mut().zip(states.unwrap_or_default()) {
             vcpu.set_state(state)?;
         }
