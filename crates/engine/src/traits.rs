@@ -101,9 +101,10 @@ pub trait Vcpu: Send {
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError>;
     /// The state for an excursion: another engine carries this processor over a few instructions after
     /// [`VmExit::EmulationFailure`]. Fast, and without what keeps moving meanwhile: the local APIC (default
-    /// value), waiting NMIs and the clocks (TSC, its adjustment and deadline) stay in this engine. Only between
-    /// runs. An excursion must therefore end before an instruction that reads or writes the local APIC or these
-    /// clocks, and must not deliver interrupts other than the one in [`CpuState::events`].
+    /// value), waiting NMIs and the clocks (TSC, its adjustment and deadline) stay in this engine; the TSC is
+    /// told as it was. An excursion must therefore end before an instruction that accesses the local APIC or
+    /// writes these clocks, and must not deliver interrupts other than the one in [`CpuState::events`]. Only
+    /// between runs.
     fn excursion_state(&self) -> Result<CpuState, EngineError> {
         self.state()
     }

@@ -235,9 +235,8 @@ fn the_dirty_log_names_the_pages_that_the_guest_wrote() {
     machine.memory.set_logging(true);
     machine.vm.set_dirty_log(true).unwrap();
     // mov [0x30000],eax; mov [0x45ffe],eax; mov dx,DONE; out dx,al
-    let code = [
-        0x89, 0x04, 0x25, 0, 0, 3, 0, 0x89, 0x04, 0x25, 0xfe, 0x5f, 4, 0, 0x66, 0xba, 0xf4, 0, 0xee, 0xf4,
-    ];
+    let code =
+        [0x89, 0x04, 0x25, 0, 0, 3, 0, 0x89, 0x04, 0x25, 0xfe, 0x5f, 4, 0, 0x66, 0xba, 0xf4, 0, 0xee, 0xf4];
     let state = machine.long_mode(&code);
     // Drop what the set-up wrote.
     machine.vm.sync_dirty_log().unwrap();

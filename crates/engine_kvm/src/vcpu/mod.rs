@@ -39,6 +39,8 @@ pub struct KvmVcpu {
     counts: Counts,
     saved_msrs: Arc<[u32]>,
     excursion_msrs: Arc<[u32]>,
+    /// The same, and the TSC, which an excursion may look at but not move.
+    excursion_reads: Arc<[u32]>,
 }
 
 impl KvmVcpu {
@@ -49,7 +51,9 @@ impl KvmVcpu {
         fd.set_cpuid2(&cpuid).map_err(host("KVM_SET_CPUID2"))?;
         let saved = shared.msrs.get_or_init(|| state::find_saved(&fd));
         let kicker = run::kicker(&mut fd);
-        let excursion = EXCURSION_MSRS.iter().copied().filter(|index| saved.contains(index));
+        let excursion: Vec<u32> =
+            EXCURSION_MSRS.iter().copied().filter(|index| saved.contains(index)).collect();
+        let reads = excursion.iter().copied().chain([x86::msr::TSC]);
         let mut vcpu = KvmVcpu {
             kicker: Arc::new(kicker),
             shared: Arc::clone(shared),
@@ -58,7 +62,8 @@ impl KvmVcpu {
             readiness_known: false,
             counts: Counts::default(),
             saved_msrs: saved.as_slice().into(),
-            excursion_msrs: excursion.collect(),
+            excursion_reads: reads.collect(),
+            excursion_msrs: excursion.into(),
             fd,
         };
         vcpu.set_state(&CpuState::reset(index == 0))?;
@@ -133,7 +138,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn excursion_state(&self) -> Result<CpuState, EngineError> {
-        state::read(&self.fd, &self.excursion_msrs, Extent::Excursion)
+        state::read(&self.fd, &self.excursion_reads, Extent::Excursion)
     }
 
     fn set_excursion_state(&mut self, state: &CpuState) -> Result<(), EngineError> {

@@ -142,7 +142,7 @@ impl Machine {
         entry(TABLES + 0x1000 + 3 * 8, (TABLES + 0x3000) | 3);
         for at in 0..512 {
             entry(TABLES + 0x2000 + at * 8, at << 21 | 0x83);
-            entry(TABLES + 0x3000 + at * 8, (3 << 30) + (at << 21) | 0x9b);
+            entry(TABLES + 0x3000 + at * 8, ((3 << 30) + (at << 21)) | 0x9b);
         }
         let gdt = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff_u64];
         (0..).zip(gdt).for_each(|(at, descriptor)| entry(0x6000 + at * 8, descriptor));

@@ -1,0 +1,230 @@
+//! A throw-away machine for one snippet.
+
+use super::snippets::Snippet;
+use crate::cpuid::Source;
+use crate::{KvmEngine, KvmVm};
+use engine::{EngineError, Kick, Vcpu, VcpuIo, VmExit};
+use guest_memory::{GuestMemory, MemoryError};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use x86::{CpuState, Segment, SegmentAttributes, msr};
+
+/// How long a snippet may take, and then how long its thread may take to notice the kick.
+const LIMIT: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Memory map of the machine.
+pub(super) const CODE: u64 = 0x8000;
+/// Code in ring 3, and what its SYSCALL enters.
+pub(super) const USER_CODE: u64 = 0x8800;
+pub(super) const SYSCALL_ENTRY: u64 = 0x8900;
+/// Where every exception goes that the snippet expects.
+pub(super) const HANDLER: u64 = 0xa000;
+/// RDI points here.
+pub(super) const SCRATCH: u64 = 0x9000;
+const TABLES: u64 = 0x1000;
+const IDT: u64 = 0x5000;
+const GDT: u64 = 0x6000;
+const STACK: u64 = 0x7000;
+const SIZE: u64 = 1 << 20;
+
+/// Written when the snippet came to its end.
+pub(super) const DONE_PORT: u16 = 0xf4;
+/// Written to have the time taken.
+pub(super) const TIME_PORT: u16 = 0xe0;
+
+/// How a snippet ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It came to its end; the moments of its writes to [`TIME_PORT`].
+    Finished { times: Vec<Instant> },
+    /// Something else ended the run.
+    Stopped(VmExit),
+    /// The time limit did. `kicked` says whether KVM let go of the thread.
+    TimedOut { kicked: bool },
+    /// The machine could not even be made.
+    Refused(String),
+}
+
+impl Outcome {
+    pub(super) fn words(&self) -> String {
+        match self {
+            Outcome::Finished { .. } => "works".to_owned(),
+            Outcome::Stopped(VmExit::EmulationFailure { detail } | VmExit::Failed { detail }) => {
+                detail.clone()
+            }
+            Outcome::Stopped(VmExit::TripleFault) => "ends in a triple fault".to_owned(),
+            Outcome::Stopped(exit) => format!("ends the run ({exit:?})"),
+            Outcome::TimedOut { kicked: true } => format!("not done after {} s", LIMIT.as_secs()),
+            Outcome::TimedOut { kicked: false } => {
+                "hangs inside the kernel and cannot be interrupted".to_owned()
+            }
+            Outcome::Refused(reason) => reason.clone(),
+        }
+    }
+}
+
+enum Message {
+    Started(Arc<dyn Kick>),
+    Ended(Outcome),
+}
+
+/// Runs a snippet on a thread of its own. A thread that KVM never lets go of is left behind.
+pub(super) fn run_limited(engine: &Arc<KvmEngine>, snippet: Snippet) -> Outcome {
+    let (sender, receiver) = channel();
+    let engine = Arc::clone(engine);
+    let thread = std::thread::Builder::new().name("kvm-probe".to_owned());
+    let spawned = thread.spawn(move || {
+        let outcome =
+            run(&engine, &snippet, &sender).unwrap_or_else(|error| Outcome::Refused(error.to_string()));
+        // Nobody listens after the time limit.
+        let _ = sender.send(Message::Ended(outcome));
+    });
+    if let Err(error) = spawned {
+        return Outcome::Refused(format!("no thread: {error}"));
+    }
+    let deadline = Instant::now() + LIMIT;
+    let mut kicker: Option<Arc<dyn Kick>> = None;
+    loop {
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Message::Started(handle)) => kicker = Some(handle),
+            Ok(Message::Ended(outcome)) => return outcome,
+            Err(RecvTimeoutError::Disconnected) => return Outcome::Refused("the thread ended".to_owned()),
+            Err(RecvTimeoutError::Timeout) => break,
+        }
+    }
+    if let Some(kicker) = kicker {
+        kicker.kick();
+    }
+    Outcome::TimedOut { kicked: receiver.recv_timeout(GRACE).is_ok() }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SetupError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+fn run(engine: &KvmEngine, snippet: &Snippet, started: &Sender<Message>) -> Result<Outcome, SetupError> {
+    let memory = Arc::new(GuestMemory::new(&[(0, SIZE)])?);
+    fill(&memory, snippet)?;
+    let source = Source::Everything(engine.supported_cpuid().clone());
+    let vm = KvmVm::create(engine.kvm(), memory, 1, source)?;
+    let mut vcpu = vm.create_kvm_vcpu(0)?;
+    let mut state = vcpu.state()?;
+    if snippet.real_mode {
+        enter_real_mode(&mut state);
+    } else {
+        enter_long_mode(&mut state, snippet.xcr0);
+    }
+    vcpu.set_state(&state)?;
+    let ports = Ports { kicker: vcpu.kicker(), seen: Mutex::default() };
+    // The receiver lives until the thread has answered or the limit has passed.
+    let _ = started.send(Message::Started(vcpu.kicker()));
+    let exit = vcpu.run(&ports);
+    let seen = ports.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(if seen.done { Outcome::Finished { times: seen.times } } else { Outcome::Stopped(exit) })
+}
+
+fn fill(memory: &GuestMemory, snippet: &Snippet) -> Result<(), MemoryError> {
+    let word = |address: u64, value: u64| memory.write(address, &value.to_le_bytes());
+    // Present, writable, user: the first GiB mapped to itself by 2 MiB pages.
+    word(TABLES, (TABLES + 0x1000) | 7)?;
+    word(TABLES + 0x1000, (TABLES + 0x2000) | 7)?;
+    for at in 0..512 {
+        word(TABLES + 0x2000 + at * 8, at << 21 | 0x87)?;
+    }
+    // Null, kernel code and data, a gap, user data and code, as SYSRET wants them.
+    let descriptors: [u64; 6] =
+        [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
+    for (at, descriptor) in (0..).zip(descriptors) {
+        word(GDT + at * 8, descriptor)?;
+    }
+    for &vector in snippet.expected {
+        // A present interrupt gate, DPL 3, through selector 8.
+        let gate = HANDLER & 0xffff | 8 << 16 | 0xee00 << 32 | HANDLER >> 16 << 48;
+        word(IDT + u64::from(vector) * 16, gate)?;
+    }
+    memory.write(CODE, &snippet.code)?;
+    memory.write(HANDLER, snippet.handler)?;
+    memory.write(USER_CODE, snippet.user_code)?;
+    memory.write(SYSCALL_ENTRY, &super::snippets::FINISH)
+}
+
+fn enter_real_mode(state: &mut CpuState) {
+    state.segments.cs.selector = 0;
+    state.segments.cs.base = 0;
+    state.rip = CODE;
+    state.gprs[4] = STACK;
+}
+
+fn enter_long_mode(state: &mut CpuState, xcr0: u64) {
+    let flat = |selector, attributes| Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        attributes: SegmentAttributes(attributes),
+    };
+    let data = flat(0x10, 0xc093);
+    let segments = &mut state.segments;
+    segments.cs = flat(8, 0xa09b);
+    (segments.ds, segments.es, segments.ss) = (data, data, data);
+    (segments.fs, segments.gs) = (data, data);
+    (state.gdtr.base, state.gdtr.limit) = (GDT, 47);
+    (state.idtr.base, state.idtr.limit) = (IDT, 0xfff);
+    // PG, WP, NE, ET, MP, PE; OSXMMEXCPT, OSFXSR, PAE; LMA, LME, SCE.
+    state.cr0 = 0x8001_0033;
+    state.cr4 = 0x620;
+    state.cr3 = TABLES;
+    state.efer = 0x501;
+    if xcr0 != 0 {
+        state.cr4 |= 1 << 18;
+        state.xcr0 = xcr0;
+    }
+    state.rip = CODE;
+    state.gprs[4] = STACK;
+    state.gprs[7] = SCRATCH;
+    // SYSRET to selectors 0x28 and 0x20, SYSCALL to 8 and 0x10.
+    state.set_msr(msr::STAR, 0x001b_0008 << 32);
+    state.set_msr(msr::LSTAR, SYSCALL_ENTRY);
+}
+
+#[derive(Default)]
+struct Seen {
+    done: bool,
+    times: Vec<Instant>,
+}
+
+struct Ports {
+    kicker: Arc<dyn Kick>,
+    seen: Mutex<Seen>,
+}
+
+impl VcpuIo for Ports {
+    fn pio_read(&self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn pio_write(&self, port: u16, _data: &[u8]) {
+        let now = Instant::now();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match port {
+            TIME_PORT => seen.times.push(now),
+            DONE_PORT => {
+                seen.done = true;
+                self.kicker.kick();
+            }
+            _ => {}
+        }
+    }
+    fn mmio_read(&self, _address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
+    fn eoi(&self, _vector: u8) {}
+    fn acknowledge_pic(&self) -> u8 {
+        0
+    }
+}
