@@ -2,7 +2,7 @@
 //!
 //! Bytes are read as a little program of reads, writes, steps of time and events from outside, which runs against a
 //! chip on a board of stubs. [`check`] asserts what every chip must keep: nothing panics, a saved state restored into
-//! a fresh chip saves equal again, and both chips answer alike from there on.
+//! a fresh chip saves equal again, and both chips answer alike and tell the board the same from there on.
 
 mod rigs;
 
@@ -10,6 +10,7 @@ pub use rigs::*;
 
 use device::{Device, Record};
 use guest_clock::{Clock, ManualClock, TimerQueue};
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// A chip on a board of stubs.
@@ -24,6 +25,23 @@ pub struct Rig {
     pub timers: Arc<TimerQueue>,
     /// Something happens outside of the chip; two arbitrary bytes say what.
     pub event: Box<dyn Fn(u8, u8) + Send + Sync>,
+    /// What the chip told the board.
+    pub witness: Arc<Witness>,
+}
+
+/// All ends of a chip's wires and callbacks: remembers what it was told, in order.
+#[derive(Default)]
+pub struct Witness(Mutex<Vec<(&'static str, u64)>>);
+
+impl Witness {
+    fn note(&self, what: &'static str, value: u64) {
+        self.0.lock().push((what, value));
+    }
+
+    /// What it was told since it was last asked.
+    pub fn take(&self) -> Vec<(&'static str, u64)> {
+        std::mem::take(&mut self.0.lock())
+    }
 }
 
 /// A way to build a [`Rig`].
@@ -120,13 +138,21 @@ pub fn check(build: Build, program: &[u8]) {
     copy.clock.advance(original.clock.now_ns());
     copy.restore(&saved);
     assert_eq!(copy.save(), saved, "the restored state saves differently");
+    // Restoring may repeat levels that the board forgot.
+    original.witness.take();
+    copy.witness.take();
     assert_eq!(copy.run(after), original.run(after), "the restored chip answers differently");
+    assert_eq!(
+        copy.witness.take(),
+        original.witness.take(),
+        "the restored chip tells the board something else"
+    );
     assert_eq!(copy.save(), original.save(), "the restored chip went another way");
     original.devices.iter().for_each(|device| device.reset());
     original.run(before);
 }
 
-/// Bytes that look random, the same for the same seed (SplitMix64).
+/// Bytes that look random, the same for the same seed (SplitMix64). Half of them are small, as register numbers are.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed;
     let mut next = || {
@@ -135,7 +161,8 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ mixed >> 31
     };
-    (0..len).map(|_| next() as u8).collect()
+    let byte = |random: u64| if random & 0x100 != 0 { random as u8 } else { random as u8 & 0x0f };
+    (0..len).map(|_| byte(next())).collect()
 }
 
 #[cfg(test)]

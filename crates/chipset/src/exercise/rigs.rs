@@ -1,6 +1,6 @@
 //! One board of stubs for each chip.
 
-use super::{Build, Rig};
+use super::{Build, Rig, Witness};
 use crate::acpi_pm::{AcpiPm, PORT_COUNT, PowerEvents, SCI_GSI};
 use crate::debug_exit::{DebugConsole, DebugExit};
 use crate::hpet::{self, Hpet};
@@ -32,24 +32,32 @@ pub const CHIPS: [(&str, Build); 11] = [
     ("serial", serial),
 ];
 
-/// Takes everything and does nothing.
-struct Nobody;
-impl InterruptSink for Nobody {
-    fn set_level(&self, _gsi: u32, _asserted: bool) {}
+impl InterruptSink for Witness {
+    fn set_level(&self, gsi: u32, asserted: bool) {
+        self.note("level", u64::from(gsi) << 1 | u64::from(asserted));
+    }
 }
-impl MsiSink for Nobody {
-    fn signal(&self, _msi: Msi) {}
+impl MsiSink for Witness {
+    fn signal(&self, msi: Msi) {
+        self.note("message", msi.address << 32 | u64::from(msi.data));
+    }
 }
-impl PowerEvents for Nobody {
-    fn power_off(&self) {}
-    fn reset(&self) {}
+impl PowerEvents for Witness {
+    fn power_off(&self) {
+        self.note("power off", 0);
+    }
+    fn reset(&self) {
+        self.note("reset", 0);
+    }
 }
-impl SerialBackend for Nobody {
-    fn write(&self, _bytes: &[u8]) {}
+impl SerialBackend for Witness {
+    fn write(&self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.note("byte", byte.into()));
+    }
 }
 
-fn line(gsi: u32) -> IrqLine {
-    IrqLine::new(Arc::new(Nobody), gsi)
+fn line(witness: &Arc<Witness>, gsi: u32) -> IrqLine {
+    IrqLine::new(Arc::clone(witness) as Arc<dyn InterruptSink>, gsi)
 }
 
 fn time() -> (Arc<ManualClock>, Arc<TimerQueue>) {
@@ -59,20 +67,21 @@ fn time() -> (Arc<ManualClock>, Arc<TimerQueue>) {
 
 /// A rig whose chip needs timers.
 fn timed<D: Device + 'static>(
-    build: impl FnOnce(Arc<TimerQueue>) -> Arc<D>,
+    build: impl FnOnce(Arc<TimerQueue>, &Arc<Witness>) -> Arc<D>,
     windows: &[u64],
     event: impl Fn(&D, u8, u8) + Send + Sync + 'static,
 ) -> Rig {
     let (clock, timers) = time();
-    let chip = build(Arc::clone(&timers));
+    let witness = Arc::new(Witness::default());
+    let chip = build(Arc::clone(&timers), &witness);
     let devices: Vec<Arc<dyn Device>> = vec![chip.clone()];
     let event = Box::new(move |what, how| event(&chip, what, how));
-    Rig { devices, windows: windows.to_vec(), clock, timers, event }
+    Rig { devices, windows: windows.to_vec(), clock, timers, event, witness }
 }
 
 /// A serial port.
 pub fn serial() -> Rig {
-    let build = |timers| Serial::new("serial0", line(4), Arc::new(Nobody), timers);
+    let build = |timers, seen: &Arc<Witness>| Serial::new("serial0", line(seen, 4), seen.clone(), timers);
     timed(build, &[serial::PORTS], |chip, what, how| {
         chip.push_input(&[what, how]);
     })
@@ -81,7 +90,10 @@ pub fn serial() -> Rig {
 /// The interrupt controllers.
 pub fn pic() -> Rig {
     timed(
-        |_| Pic::new(Box::new(|_| {})),
+        |_, seen| {
+            let seen = Arc::clone(seen);
+            Pic::new(Box::new(move |level| seen.note("intr", level.into())))
+        },
         &[2, 2, 2],
         |chip, what, how| {
             if what & 0x80 != 0 {
@@ -96,7 +108,16 @@ pub fn pic() -> Rig {
 /// The I/O APIC.
 pub fn ioapic() -> Rig {
     timed(
-        |_| IoApic::new(Arc::new(Nobody), Box::new(|_| {})),
+        |_, seen| {
+            let told = Arc::clone(seen);
+            let vectors = move |level: &[bool; 256]| {
+                (0..)
+                    .zip(level)
+                    .filter(|(_, level)| **level)
+                    .for_each(|(vector, _)| told.note("vector", vector));
+            };
+            IoApic::new(seen.clone(), Box::new(vectors))
+        },
         &[ioapic::SIZE.min(0x48)],
         |chip, what, how| {
             if what & 0x80 != 0 {
@@ -110,48 +131,60 @@ pub fn ioapic() -> Rig {
 
 /// The interval timer.
 pub fn pit() -> Rig {
-    timed(|timers| Pit::new(line(0), timers), &[4, 1], |chip, what, _| chip.set_irq_connected(what & 1 != 0))
+    timed(
+        |timers, seen| Pit::new(line(seen, 0), timers),
+        &[4, 1],
+        |chip, what, _| chip.set_irq_connected(what & 1 != 0),
+    )
 }
 
 /// ACPI power management.
 pub fn acpi_pm() -> Rig {
-    let build = |timers| AcpiPm::new(line(SCI_GSI), Arc::new(Nobody), timers);
+    let build = |timers, seen: &Arc<Witness>| AcpiPm::new(line(seen, SCI_GSI), seen.clone(), timers);
     timed(build, &[PORT_COUNT], |chip, _, _| chip.press_power_button())
 }
 
 /// The real-time clock.
 pub fn rtc() -> Rig {
-    let build = |timers| Rtc::new(line(8), MemorySize { below_4g: 1 << 30, above_4g: 0 }, timers);
+    let memory = MemorySize { below_4g: 1 << 30, above_4g: 0 };
+    let build = |timers, seen: &Arc<Witness>| Rtc::new(line(seen, 8), memory, timers);
     timed(build, &[2], |chip, what, _| chip.set_irq_connected(what & 1 != 0))
 }
 
 /// The keyboard controller.
 pub fn i8042() -> Rig {
-    timed(|_| I8042::new(Arc::new(Nobody)), &[1, 1, 1], |_, _, _| {})
+    timed(|_, seen| I8042::new(seen.clone()), &[1, 1, 1], |_, _, _| {})
 }
 
 /// The exit port.
 pub fn debug_exit() -> Rig {
-    timed(|_| DebugExit::new(Box::new(|_| {})), &[4], |_, _, _| {})
+    let build = |_, seen: &Arc<Witness>| {
+        let seen = Arc::clone(seen);
+        DebugExit::new(Box::new(move |value| seen.note("exit", value.into())))
+    };
+    timed(build, &[4], |_, _, _| {})
 }
 
 /// The console port.
 pub fn debug_console() -> Rig {
-    timed(|_| DebugConsole::new(Arc::new(Nobody)), &[1], |_, _, _| {})
+    timed(|_, seen| DebugConsole::new(seen.clone()), &[1], |_, _, _| {})
 }
 
 /// The event timers.
 pub fn hpet() -> Rig {
-    let build = |timers| Hpet::new(Arc::new(Nobody), Box::new(|_| {}), timers);
+    let build = |timers, seen: &Arc<Witness>| {
+        let told = Arc::clone(seen);
+        Hpet::new(seen.clone(), Box::new(move |on| told.note("legacy", on.into())), timers)
+    };
     timed(build, &[hpet::SIZE.min(0x168)], |_, _, _| {})
 }
 
 /// The root complex with three functions.
 pub fn pci() -> Rig {
     let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-    let layout = PciLayout::default();
+    let (layout, witness) = (PciLayout::default(), Arc::new(Witness::default()));
     let root =
-        RootComplex::new(Arc::clone(&ports), Arc::clone(&memory), Arc::new(Nobody), Arc::new(Nobody), layout);
+        RootComplex::new(Arc::clone(&ports), Arc::clone(&memory), witness.clone(), witness.clone(), layout);
     let mut devices: Vec<Arc<dyn Device>> = vec![root.clone()];
     for number in 1..4 {
         let function = Arc::new(PlainFunction::new(number));
@@ -171,7 +204,7 @@ pub fn pci() -> Rig {
     });
     let (clock, timers) = time();
     // Of ECAM, the first device numbers.
-    Rig { devices, windows: vec![8, 5 << 15], clock, timers, event }
+    Rig { devices, windows: vec![8, 5 << 15], clock, timers, event, witness }
 }
 
 /// A PCI function with all kinds of BARs and nothing behind them.
