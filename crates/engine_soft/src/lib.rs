@@ -24,7 +24,9 @@ pub mod run;
 mod state;
 pub mod system;
 mod vcpu;
+mod vm;
 
 pub use cpu::{Cpu, Fault, Flow, Stop};
 pub use insn::{Handler, Insn};
-pub use vcpu::{EventKick, SoftVcpu};
+pub use vcpu::SoftVcpu;
+pub use vm::SoftEngine;

@@ -64,6 +64,10 @@ impl Cpu {
                 return Ok(());
             }
         }
+        if self.exit.is_some() {
+            // Set in the middle of an instruction that then completed.
+            return Err(Stop::Exit);
+        }
         if let Some(exception) = self.pending_exception.take() {
             self.exception = exception;
             return self.deliver_stashed();

@@ -2,10 +2,8 @@
 #![expect(unsafe_code, reason = "a processor holds raw pointers into memory that it owns or keeps alive")]
 
 use crate::cpu::Cpu;
-use crate::system::event;
 use engine::{EngineError, ExitCounts, Kick, Vcpu, VcpuIo, VmExit};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use x86::CpuState;
 
 /// A processor of the software engine.
@@ -19,7 +17,7 @@ pub struct SoftVcpu {
 unsafe impl Send for SoftVcpu {}
 
 impl SoftVcpu {
-    /// Wraps a processor; `kicker` sets [`event::KICK`] and wakes it.
+    /// Wraps a processor; `kicker` sets [`crate::system::event::KICK`] and wakes it.
     pub fn new(cpu: Box<Cpu>, kicker: Arc<dyn Kick>) -> Self {
         SoftVcpu { cpu, kicker }
     }
@@ -53,15 +51,6 @@ impl Vcpu for SoftVcpu {
 
     fn counts(&self) -> ExitCounts {
         self.cpu.counts()
-    }
-}
-
-/// A kicker that only sets the event word: enough where the processor never blocks.
-pub struct EventKick(pub Arc<AtomicU32>);
-
-impl Kick for EventKick {
-    fn kick(&self) {
-        self.0.fetch_or(event::KICK, Ordering::SeqCst);
     }
 }
 

@@ -37,7 +37,7 @@ fn moves(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
         M::Lea => sized!(size(), lea),
         M::Movbe if i.op0_kind() == OpKind::Register => sized!(size(), movbe_load),
         M::Movbe => sized!(size(), movbe_store),
-        M::Movnti => sized!(size(), mov_mr),
+        M::Movnti | M::Movdiri => sized!(size(), mov_mr),
         M::Cbw => sign_extend_a::<u8, u16>,
         M::Cwde => sign_extend_a::<u16, u32>,
         M::Cdqe => sign_extend_a::<u32, u64>,

@@ -1,76 +1,211 @@
-//! Placeholder until the privileged instructions arrive.
+//! Privilege, segmentation, exceptions and events.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`descriptor`] | descriptors and the loading of segment registers |
+//! | [`deliver`] | exceptions and interrupts through the IDT |
+//! | [`far`], [`far_return`], [`task`] | transfers between segments, gates and tasks |
+//! | [`fast_calls`] | SYSCALL, SYSENTER and their returns |
+//! | [`control`], [`tables`], [`machine`] | the remaining privileged instructions |
+//! | [`events`] | what happens between instructions |
 
-use crate::cpu::{Cpu, Fault, Flow, Stop};
-use crate::insn::{Handler, Insn};
-use engine::VmExit;
-use iced_x86::{CpuidFeature, Instruction, Mnemonic};
-use guest_clock::{Entropy, HostEntropy};
-use x86::{CpuState, Exception, MpState};
+mod control;
+mod deliver;
+mod descriptor;
+mod events;
+mod far;
+mod far_return;
+mod fast_calls;
+mod io_permission;
+mod machine;
+mod saved;
+mod segments;
+mod select;
+mod tables;
+mod task;
+#[cfg(test)]
+mod tests;
 
-/// Events.
+pub use select::select;
+
+use crate::cpu::Cpu;
+use crate::cpuid;
+use crate::lapic::{Lapic, Mode, base};
+use crate::msr::MsrFile;
+use engine::cpu_model::{CpuModel, CpuidTable, FeatureSet};
+use guest_clock::{Clock, Entropy};
+use iced_x86::CpuidFeature;
+use std::sync::Arc;
+
+/// Bits of a processor's event word.
 pub mod event {
-    /// Kick.
-    pub const KICK: u32 = 1;
+    /// `run` shall return.
+    pub const KICK: u32 = 1 << 0;
+    /// The local APIC may have an interrupt that the processor priority lets through.
+    pub const INTR: u32 = 1 << 1;
+    /// A non-maskable interrupt.
+    pub const NMI: u32 = 1 << 2;
+    /// INIT.
+    pub const INIT: u32 = 1 << 3;
+    /// A start-up IPI; the vector is in the local APIC's port.
+    pub const SIPI: u32 = 1 << 4;
+    /// The PIC's line may be asserted.
+    pub const PIC: u32 = 1 << 5;
+    /// A message asks for an interrupt of the PIC.
+    pub const EXT_INT: u32 = 1 << 6;
+    /// The local APIC noted an error in a message.
+    pub const APIC_ERROR: u32 = 1 << 7;
 }
 
-/// State.
-#[derive(Default)]
-pub struct SystemState;
+/// Time-stamp counter frequency in kHz.
+pub const TSC_KHZ: u32 = 1_000_000;
+
+/// What [`SystemState`] is made from.
+pub struct SystemSettings {
+    /// A model that was resolved against [`cpuid::supported`].
+    pub model: CpuModel,
+    /// This processor's answers.
+    pub cpuid: CpuidTable,
+    /// Guest-physical address width.
+    pub physical_bits: u32,
+    /// Guest time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// The local APIC; `None` for a processor whose local APIC is somewhere else.
+    pub lapic: Option<Lapic>,
+}
+
+/// MSRs, local APIC, CPUID, time.
+pub struct SystemState {
+    pub(crate) features: FeatureSet,
+    pub(crate) model: CpuModel,
+    pub(crate) cpuid: CpuidTable,
+    pub(crate) physical_bits: u32,
+    pub(crate) clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    /// The local APIC.
+    pub lapic: Option<Lapic>,
+    pub(crate) msrs: MsrFile,
+    /// NMIs wait for IRET.
+    pub(crate) nmi_blocked: bool,
+    /// Which of `iced_x86`'s features the model has.
+    instruction_features: Vec<bool>,
+    pub(crate) allowed: control::Allowed,
+}
 
 impl SystemState {
-    /// Feature.
-    pub fn has_feature(&self, _: CpuidFeature) -> bool {
-        true
+    /// A processor's system part after reset.
+    pub fn new(settings: SystemSettings) -> Self {
+        let SystemSettings { model, cpuid, physical_bits, clock, entropy, lapic } = settings;
+        let features = model.features();
+        SystemState {
+            features,
+            allowed: control::Allowed::of(features, &cpuid),
+            instruction_features: cpuid::instruction_features(features),
+            model,
+            cpuid,
+            physical_bits,
+            clock,
+            entropy,
+            lapic,
+            msrs: MsrFile::default(),
+            nmi_blocked: false,
+        }
+    }
+
+    /// Whether the model has the instructions of a feature.
+    pub fn has_feature(&self, feature: CpuidFeature) -> bool {
+        self.instruction_features.get(feature as usize).copied().unwrap_or(false)
+    }
+
+    /// Guest time.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
+
+    /// The time-stamp counter.
+    pub(crate) fn tsc(&self) -> u64 {
+        tsc_of(self.now_ns()).wrapping_add(self.msrs.tsc_offset)
     }
 }
 
-fn hlt(cpu: &mut Cpu, _: &Insn) -> Flow {
-    cpu.mp_state = MpState::Halted;
-    Err(Stop::Done)
+impl Default for SystemState {
+    /// Processor 0 of one, with everything the host can execute, a standing clock and no local APIC: enough to
+    /// run instructions by themselves.
+    fn default() -> Self {
+        let model = CpuModel::everything(cpuid::supported());
+        let physical_bits = 46;
+        SystemState::new(SystemSettings {
+            cpuid: CpuidTable::new(&model, cpuid::settings(0, 1, physical_bits)),
+            model,
+            physical_bits,
+            clock: Arc::new(guest_clock::MachineClock::new(0)),
+            entropy: Arc::new(guest_clock::HostEntropy),
+            lapic: None,
+        })
+    }
 }
 
-/// Select.
-pub fn select(i: &Instruction, _: &mut Insn) -> Option<Handler> {
-    (i.mnemonic() == Mnemonic::Hlt).then_some(hlt as Handler)
+/// Ticks since time zero.
+pub(crate) fn tsc_of(ns: u64) -> u64 {
+    (u128::from(ns) * u128::from(TSC_KHZ) / 1_000_000) as u64
 }
 
 impl Cpu {
-    /// Deliver.
-    pub fn deliver_exception(&mut self, exception: Exception) -> Result<(), Stop> {
-        self.exit = Some(VmExit::EmulationFailure { detail: format!("{exception:x?} at {:#x}", self.rip()) });
-        Err(Stop::Exit)
-    }
-    /// Service.
-    pub fn service_events(&mut self) -> Result<(), Stop> {
-        self.exit = Some(VmExit::Halted);
-        Err(Stop::Exit)
-    }
-    /// Tick.
-    pub fn tick(&mut self) {}
-    /// Mask.
-    pub fn update_event_mask(&mut self) {
-        self.event_mask = 1;
-    }
-    /// Check.
-    pub fn check_io(&mut self, _: u16, _: u8) -> Result<(), Fault> {
-        Ok(())
-    }
-    /// Entropy.
+    /// Randomness for RDRAND and RDSEED.
     pub fn entropy(&self) -> &dyn Entropy {
-        &HostEntropy
+        &*self.system.entropy
     }
-    /// Apic.
-    pub fn apic_read(&mut self, _: u64, _: &mut [u8]) -> bool {
-        false
+
+    fn apic_page_offset(&self, physical: u64) -> Option<u64> {
+        let lapic = self.system.lapic.as_ref()?;
+        let page = lapic.base() & base::ADDRESS;
+        (lapic.mode() == Mode::Xapic && physical & !0xfff == page).then_some(physical & 0xfff)
     }
-    /// Apic.
-    pub fn apic_write(&mut self, _: u64, _: &[u8]) -> bool {
-        false
+
+    /// Reads if the address is in the local APIC's page.
+    pub fn apic_read(&mut self, physical: u64, bytes: &mut [u8]) -> bool {
+        let Some(offset) = self.apic_page_offset(physical) else { return self.foreign_apic(physical, bytes) };
+        let now = self.system.now_ns();
+        if let Some(lapic) = &mut self.system.lapic {
+            lapic.read_page(offset, bytes, now);
+        }
+        true
     }
-    /// Save.
-    pub fn save_system(&self, _: &mut CpuState) {}
-    /// Load.
-    pub fn load_system(&mut self, _: &CpuState) -> Result<(), engine::EngineError> {
-        Ok(())
+
+    /// Without a local APIC of its own the processor leaves the access to somebody else: the exit tells.
+    fn foreign_apic(&mut self, physical: u64, bytes: &mut [u8]) -> bool {
+        if self.system.lapic.is_some() || physical & !0xfff != 0xfee0_0000 {
+            return false;
+        }
+        bytes.fill(0);
+        self.leave_to_owner_of_apic();
+        true
+    }
+
+    /// Notes that the instruction needs the local APIC, which this processor does not have.
+    pub(crate) fn leave_to_owner_of_apic(&mut self) {
+        self.exit = Some(engine::VmExit::EmulationFailure { detail: "The local APIC is elsewhere".into() });
+        self.block_end = 0;
+    }
+
+    /// Writes if the address is in the local APIC's page.
+    pub fn apic_write(&mut self, physical: u64, bytes: &[u8]) -> bool {
+        let Some(offset) = self.apic_page_offset(physical) else {
+            return self.foreign_apic(physical, &mut [0; 8][..bytes.len().min(8)]);
+        };
+        let now = self.system.now_ns();
+        let done = self.system.lapic.as_mut().and_then(|lapic| lapic.write_page(offset, bytes, now));
+        self.after_apic_write(done);
+        true
+    }
+
+    /// Tells the IOAPICs of an EOI, and arms the timer.
+    pub(crate) fn after_apic_write(&mut self, done: Option<u8>) {
+        if let (Some(vector), Some(io)) = (done, self.io()) {
+            io.eoi(vector);
+        }
+        self.tick();
     }
 }

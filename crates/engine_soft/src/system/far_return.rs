@@ -1,0 +1,260 @@
+//! IRET and far RET (SDM 2A IRET, SDM 2B RET).
+
+use super::descriptor::{Descriptor, code_of, is_null};
+use super::segments::{null_segment, v86_segment};
+use crate::cpu::{Cpu, Fault, Flow, Stop, seg};
+use crate::insn::Insn;
+use x86::{Cr0, Cr4, RFlags, Segment, Vector};
+
+/// Reads the stack upwards without changing RSP.
+struct Popper {
+    sp: u64,
+    size: u8,
+}
+
+impl Popper {
+    fn pop(&mut self, cpu: &mut Cpu) -> Result<u64, Fault> {
+        let offset = cpu.stack_offset(self.sp);
+        self.sp = offset.wrapping_add(u64::from(self.size));
+        Ok(match self.size {
+            8 => cpu.load::<u64>(seg::SS, offset)?,
+            4 => u64::from(cpu.load::<u32>(seg::SS, offset)?),
+            _ => u64::from(cpu.load::<u16>(seg::SS, offset)?),
+        })
+    }
+}
+
+/// Where a return goes.
+struct Return {
+    cs: Segment,
+    rip: u64,
+    /// New stack, for outer returns and for IRET in 64-bit mode.
+    stack: Option<(Segment, u64)>,
+}
+
+impl Cpu {
+    /// CS of a return, checked (the same for IRET and RET).
+    fn return_code_segment(&mut self, selector: u16, rip: u64) -> Result<Segment, Fault> {
+        if is_null(selector) {
+            return Err(self.gp(0));
+        }
+        let code = self.descriptor(selector, 0)?;
+        let rpl = selector as u8 & 3;
+        let level = if code.is_conforming() { code.dpl() <= rpl } else { code.dpl() == rpl };
+        let bad_mode = self.is_long() && code.has_long_and_big();
+        if rpl < self.cpl || !code.is_code() || !level || bad_mode {
+            return Err(self.gp(code_of(selector)));
+        }
+        if !code.present() {
+            return Err(self.np(code_of(selector)));
+        }
+        let code = self.mark_accessed(selector, code)?;
+        self.check_target(code, rip)?;
+        Ok(code.segment(selector))
+    }
+
+    /// `#GP(0)` if `rip` is outside of a code segment.
+    pub(crate) fn check_target(&mut self, code: Descriptor, rip: u64) -> Result<(), Fault> {
+        let inside = if self.is_long() && code.attributes().long() {
+            self.is_canonical(rip)
+        } else {
+            rip <= u64::from(code.limit())
+        };
+        if inside { Ok(()) } else { Err(self.gp(0)) }
+    }
+
+    /// SS of a return to `cs`.
+    fn return_stack_segment(&mut self, selector: u16, cs: &Segment) -> Result<Segment, Fault> {
+        let rpl = cs.selector as u8 & 3;
+        if is_null(selector) {
+            if self.is_long() && cs.attributes.long() && rpl != 3 && selector as u8 & 3 == rpl {
+                return Ok(null_segment(selector, rpl));
+            }
+            return Err(self.gp(0));
+        }
+        let descriptor = self.stack_descriptor(selector, rpl, 0, Vector::GeneralProtection)?;
+        Ok(self.mark_accessed(selector, descriptor)?.segment(selector))
+    }
+
+    fn commit_return(&mut self, back: Return, sp: u64, release: u64) {
+        let outer = back.cs.selector as u8 & 3 != self.cpl;
+        self.segments[usize::from(seg::CS)] = back.cs;
+        self.set_rip(back.rip);
+        self.cpl = back.cs.selector as u8 & 3;
+        if let Some((ss, outer_sp)) = back.stack {
+            self.segments[usize::from(seg::SS)] = ss;
+            self.mode_changed();
+            let sp = outer_sp.wrapping_add(release);
+            // A 16-bit stack keeps the upper bits of what was popped.
+            if self.long64 || !ss.attributes.present() || ss.attributes.big() {
+                self.regs[4] = if self.long64 { sp } else { sp & 0xffff_ffff };
+            } else {
+                self.regs[4] = self.regs[4] & !0xffff | sp & 0xffff;
+            }
+        } else {
+            self.set_stack_pointer(sp.wrapping_add(release));
+            self.mode_changed();
+        }
+        if outer {
+            self.drop_inner_segments();
+            self.mode_changed();
+        }
+    }
+
+    /// Loads the flags that a return at privilege `cpl` may change. Tells whether the run loop must look at
+    /// them before the next instruction.
+    fn return_flags(&mut self, popped: u64, size: u8, cpl: u8) -> bool {
+        let mut writable = RFlags::ARITHMETIC | RFlags::TF | RFlags::DF | RFlags::NT | RFlags::RF;
+        writable |= RFlags::AC | RFlags::ID;
+        if cpl == 0 {
+            writable |= RFlags::IOPL | RFlags::VIF | RFlags::VIP;
+        }
+        if cpl <= self.iopl() {
+            writable |= RFlags::IF;
+        }
+        let mask = if size == 2 { writable.bits() & 0xffff } else { writable.bits() };
+        let had_resume = self.has_flag(RFlags::RF);
+        self.set_rflags(self.rflags() & !mask | popped & mask);
+        self.kept_resume_flag = had_resume && self.has_flag(RFlags::RF);
+        self.has_flag(RFlags::TF) || self.has_flag(RFlags::RF)
+    }
+
+    fn end_of_nmi(&mut self) {
+        if self.system.nmi_blocked {
+            self.system.nmi_blocked = false;
+            self.update_event_mask();
+        }
+    }
+}
+
+/// Ends a transfer: `Again` makes the loop look at flags first.
+fn jumped(look: bool) -> Flow {
+    Err(if look { Stop::Again } else { Stop::Jump })
+}
+
+/// IRET.
+pub fn iret(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    if !cpu.is_protected() {
+        return iret_real(cpu, insn);
+    }
+    if cpu.has_flag(RFlags::NT) {
+        if cpu.is_long() {
+            return Err(cpu.gp(0).into());
+        }
+        cpu.end_of_nmi();
+        return cpu.return_from_task(insn);
+    }
+    let size = insn.operand_size;
+    let mut popper = Popper { sp: cpu.regs[4], size };
+    let (rip, selector, flags) = (popper.pop(cpu)?, popper.pop(cpu)? as u16, popper.pop(cpu)?);
+    if size == 4 && flags & RFlags::VM.bits() != 0 && cpu.cpl == 0 && !cpu.is_long() {
+        return return_to_v86(cpu, popper, rip, selector, flags);
+    }
+    let cs = cpu.return_code_segment(selector, rip)?;
+    let outer = selector as u8 & 3 > cpu.cpl;
+    let stack = if outer || cpu.long64 {
+        let (sp, ss) = (popper.pop(cpu)?, popper.pop(cpu)? as u16);
+        Some((cpu.return_stack_segment(ss, &cs)?, sp))
+    } else {
+        None
+    };
+    let cpl = cpu.cpl;
+    cpu.commit_return(Return { cs, rip, stack }, popper.sp, 0);
+    let look = cpu.return_flags(flags, size, cpl);
+    cpu.end_of_nmi();
+    jumped(look)
+}
+
+fn iret_real(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    let size = insn.operand_size;
+    let virtual_flags = cpu.is_v86() && cpu.iopl() < 3;
+    if virtual_flags && (size != 2 || !cpu.cr4.contains(Cr4::VME)) {
+        return Err(cpu.gp(0).into());
+    }
+    let mut popper = Popper { sp: cpu.regs[4], size };
+    let (rip, selector, flags) = (popper.pop(cpu)?, popper.pop(cpu)? as u16, popper.pop(cpu)?);
+    if rip > 0xffff {
+        return Err(cpu.gp(0).into());
+    }
+    let wants_if = flags & RFlags::IF.bits() != 0;
+    if virtual_flags && (flags & RFlags::TF.bits() != 0 || wants_if && cpu.has_flag(RFlags::VIP)) {
+        return Err(cpu.gp(0).into());
+    }
+    cpu.set_stack_pointer(popper.sp);
+    cpu.segments[usize::from(seg::CS)] = cpu.real_segment(seg::CS, selector);
+    cpu.set_rip(rip);
+    cpu.mode_changed();
+    let look = if virtual_flags {
+        let writable = (RFlags::ARITHMETIC | RFlags::TF | RFlags::DF | RFlags::NT).bits();
+        let kept = cpu.rflags() & !(writable | RFlags::VIF.bits());
+        let vif = if wants_if { RFlags::VIF.bits() } else { 0 };
+        cpu.set_rflags(kept | flags & writable | vif);
+        false
+    } else if cpu.is_v86() {
+        let mut writable = RFlags::ARITHMETIC | RFlags::TF | RFlags::IF | RFlags::DF | RFlags::NT;
+        if size == 4 {
+            writable |= RFlags::RF | RFlags::AC | RFlags::ID;
+        }
+        cpu.set_rflags(cpu.rflags() & !writable.bits() | flags & writable.bits());
+        cpu.has_flag(RFlags::TF) || cpu.has_flag(RFlags::RF)
+    } else {
+        let cpl = if cpu.cr0.contains(Cr0::PE) { cpu.cpl } else { 0 };
+        let keep = cpu.rflags() & (RFlags::VIF | RFlags::VIP).bits();
+        let look = cpu.return_flags(flags, size, cpl);
+        cpu.set_rflags(cpu.rflags() & !(RFlags::VIF | RFlags::VIP).bits() | keep);
+        look
+    };
+    cpu.end_of_nmi();
+    jumped(look)
+}
+
+fn return_to_v86(cpu: &mut Cpu, mut popper: Popper, rip: u64, cs: u16, flags: u64) -> Flow {
+    let mut values = [0; 6];
+    for value in &mut values {
+        *value = popper.pop(cpu)?;
+    }
+    if rip > 0xffff {
+        return Err(cpu.gp(0).into());
+    }
+    let [sp, ss, es, ds, fs, gs] = values;
+    for (number, selector) in [(seg::SS, ss), (seg::ES, es), (seg::DS, ds), (seg::FS, fs), (seg::GS, gs)] {
+        cpu.segments[usize::from(number)] = v86_segment(selector as u16);
+    }
+    cpu.segments[usize::from(seg::CS)] = v86_segment(cs);
+    cpu.regs[4] = sp;
+    cpu.set_rip(rip);
+    cpu.cpl = 3;
+    let had_resume = cpu.has_flag(RFlags::RF);
+    cpu.set_rflags(flags & 0x3f_7fd5 | RFlags::FIXED.bits());
+    cpu.kept_resume_flag = had_resume && cpu.has_flag(RFlags::RF);
+    cpu.mode_changed();
+    cpu.end_of_nmi();
+    jumped(cpu.has_flag(RFlags::TF) || cpu.has_flag(RFlags::RF))
+}
+
+/// Far RET, and far RET imm16.
+pub fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    let release = insn.imm & 0xffff;
+    let mut popper = Popper { sp: cpu.regs[4], size: insn.operand_size };
+    let (rip, selector) = (popper.pop(cpu)?, popper.pop(cpu)? as u16);
+    if !cpu.is_protected() {
+        if rip > 0xffff {
+            return Err(cpu.gp(0).into());
+        }
+        cpu.segments[usize::from(seg::CS)] = cpu.real_segment(seg::CS, selector);
+        cpu.set_rip(rip);
+        cpu.set_stack_pointer(popper.sp.wrapping_add(release));
+        cpu.mode_changed();
+        return Err(Stop::Jump);
+    }
+    let cs = cpu.return_code_segment(selector, rip)?;
+    let stack = if selector as u8 & 3 > cpu.cpl {
+        popper.sp = popper.sp.wrapping_add(release);
+        let (sp, ss) = (popper.pop(cpu)?, popper.pop(cpu)? as u16);
+        Some((cpu.return_stack_segment(ss, &cs)?, sp))
+    } else {
+        None
+    };
+    cpu.commit_return(Return { cs, rip, stack }, popper.sp, release);
+    Err(Stop::Jump)
+}

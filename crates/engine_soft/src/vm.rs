@@ -1,0 +1,126 @@
+//! [`SoftEngine`] and its machines.
+
+use crate::cpu::Cpu;
+use crate::cpuid;
+use crate::interp::simd;
+use crate::lapic::{ApicBus, Lapic, LapicPort};
+use crate::system::{SystemSettings, SystemState, event};
+use crate::vcpu::SoftVcpu;
+use engine::cpu_model::{CpuModel, CpuidTable};
+use engine::{Engine, EngineError, EngineKind, Kick, MsiMessage, Vcpu, Vm, VmSettings};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+/// Guest-physical address bits that CPUID tells.
+const PHYSICAL_BITS: u32 = 46;
+
+/// The software engine.
+#[derive(Debug)]
+pub struct SoftEngine {
+    has_lapic: bool,
+}
+
+impl SoftEngine {
+    /// The engine; it needs nothing of the host until a machine is created.
+    pub fn new() -> Self {
+        SoftEngine { has_lapic: true }
+    }
+
+    /// An engine for excursions: its processors have no local APIC, because theirs is in another engine. An
+    /// instruction that reaches for it ends the run before it.
+    pub fn carrier() -> Self {
+        SoftEngine { has_lapic: false }
+    }
+}
+
+impl Default for SoftEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Engine for SoftEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Software
+    }
+
+    fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, EngineError> {
+        simd::prepare().map_err(|error| EngineError::Unavailable {
+            engine: EngineKind::Software,
+            reason: error.to_string(),
+        })?;
+        let model = settings.model.resolve(cpuid::supported(), EngineKind::Software)?;
+        Ok(Arc::new(SoftVm { bus: Arc::new(ApicBus::new(settings.cpus)), model, settings, has_lapic: self.has_lapic }))
+    }
+}
+
+/// A machine's processors' surroundings.
+struct SoftVm {
+    settings: VmSettings,
+    model: CpuModel,
+    bus: Arc<ApicBus>,
+    has_lapic: bool,
+}
+
+/// Wakes a processor.
+struct PortKick(Arc<LapicPort>);
+
+impl Kick for PortKick {
+    fn kick(&self) {
+        self.0.signal(event::KICK);
+    }
+}
+
+impl Vm for SoftVm {
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+        let missing = || EngineError::InvalidState {
+            reason: format!("There is no processor {index}, the machine has {}", self.settings.cpus),
+        };
+        let port = Arc::clone(self.bus.port(index).ok_or_else(missing)?);
+        let table = CpuidTable::new(&self.model, cpuid::settings(index, self.settings.cpus, PHYSICAL_BITS));
+        let system = SystemState::new(SystemSettings {
+            model: self.model.clone(),
+            cpuid: table,
+            physical_bits: PHYSICAL_BITS,
+            clock: Arc::clone(&self.settings.clock),
+            entropy: Arc::clone(&self.settings.entropy),
+            lapic: if self.has_lapic { Lapic::new(&self.bus, index) } else { None },
+        });
+        let memory = Arc::clone(&self.settings.memory);
+        let mut cpu = Cpu::new(memory, system, Arc::clone(&port.events), PHYSICAL_BITS);
+        cpu.restore(&x86::CpuState::reset(index == 0))?;
+        Ok(Box::new(SoftVcpu::new(cpu, Arc::new(PortKick(port)))))
+    }
+
+    fn signal_msi(&self, message: MsiMessage) {
+        self.bus.deliver_msi(message);
+    }
+
+    fn set_pic_line(&self, asserted: bool) {
+        self.bus.set_pic_line(asserted);
+    }
+
+    fn set_level_vectors(&self, vectors: &[bool; 256]) {
+        self.bus.set_level_vectors(vectors);
+    }
+
+    /// Interrupts are raised by this process's threads only.
+    fn bind_irqfd(&self, _: BorrowedFd<'_>, _: Option<MsiMessage>) -> bool {
+        false
+    }
+
+    /// Stores outside RAM are called back.
+    fn bind_ioeventfd(&self, _: BorrowedFd<'_>, _: u64, _: u32, _: bool) -> bool {
+        false
+    }
+
+    /// Processors report their stores to the memory's trackers, as devices do.
+    fn set_dirty_log(&self, on: bool) -> Result<(), EngineError> {
+        self.settings.memory.set_logging(on);
+        Ok(())
+    }
+
+    fn sync_dirty_log(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
