@@ -67,6 +67,24 @@ pub(super) const fn identity(vendor: Vendor) -> (u32, u32, u32) {
     }
 }
 
+impl CpuModel {
+    /// A resolved model with exactly these features.
+    pub fn everything(features: FeatureSet) -> Self {
+        let (family, model, stepping) = identity(Vendor::Intel);
+        CpuModel {
+            name: "max".to_owned(),
+            description: MODELS[3].1,
+            required: features,
+            optional: FeatureSet::EMPTY,
+            vendor: Vendor::Intel,
+            family,
+            model,
+            stepping,
+            brand: "Vireo processor".to_owned(),
+        }
+    }
+}
+
 pub(super) fn model(name: &str) -> Option<CpuModel> {
     let &(_, description) = MODELS.iter().find(|entry| entry.0 == name)?;
     let of =

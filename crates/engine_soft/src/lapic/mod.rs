@@ -89,12 +89,17 @@ impl Lapic {
             lvt: [lvt::MASKED; 6],
             timer: Timer::default(),
         };
-        lapic.reset();
-        if index == 0 {
-            // As firmware leaves it: virtual wire mode, so that a directly booted kernel hears the PIC.
-            lapic.lvt[lvt::LINT0] = u32::from(delivery::EXT_INT) << 8;
-        }
+        lapic.power_up();
         Some(lapic)
+    }
+
+    /// The state after reset, with LINT0 of the boot processor as firmware leaves it: virtual wire mode, so
+    /// that a directly booted kernel hears the PIC.
+    fn power_up(&mut self) {
+        self.reset();
+        if self.base & base::BSP != 0 {
+            self.lvt[lvt::LINT0] = u32::from(delivery::EXT_INT) << 8;
+        }
     }
 
     /// INIT (SDM 3A 10.4.7.3): everything but the ID and IA32_APIC_BASE.

@@ -13,10 +13,15 @@ impl Lapic {
         LapicState { registers, timer_elapsed_ns: self.timer.elapsed_ns(now_ns).unwrap_or(0) }
     }
 
-    /// Loads a state; a TSC deadline is set by its MSR afterwards.
+    /// Loads a state; a TSC deadline is set by its MSR afterwards. A state whose version register is zero is no
+    /// local APIC's: it stands for the one after reset.
     pub fn load(&mut self, state: &LapicState, base: u64, now_ns: u64) {
         self.base = base;
         let word = |register: u32| state.registers.get(register as usize).copied().unwrap_or(0);
+        if word(r::VERSION) == 0 {
+            self.power_up();
+            return;
+        }
         self.id = if self.mode() == Mode::X2apic { self.index as u8 } else { (word(r::ID) >> 24) as u8 };
         self.tpr = word(r::TPR) as u8;
         (self.ldr, self.dfr) = (word(r::LDR), word(r::DFR) | 0x0fff_ffff);
