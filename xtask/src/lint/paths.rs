@@ -3,8 +3,6 @@
 //! A path is a word in backticks that starts with one of our top folders and a slash. A trailing `::item`,
 //! `:line` or `/` is left out of the question, and a star matches anything in one folder.
 
-use std::path::Path;
-
 use anyhow::Result;
 
 use crate::workspace;
@@ -46,8 +44,8 @@ fn exists(path: &str) -> bool {
     match path.split_once('*') {
         None => workspace::root().join(path).exists(),
         Some((start, end)) => {
-            let folder = workspace::root().join(Path::new(start).parent().unwrap_or(Path::new("")));
-            let prefix = start.rsplit('/').next().unwrap_or_default();
+            let (folder, prefix) = start.rsplit_once('/').unwrap_or(("", start));
+            let folder = workspace::root().join(folder);
             std::fs::read_dir(folder).is_ok_and(|entries| {
                 entries.flatten().any(|entry| {
                     let name = entry.file_name().to_string_lossy().into_owned();
