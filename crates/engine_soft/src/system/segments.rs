@@ -75,7 +75,8 @@ impl Cpu {
         for number in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let held = &mut self.segments[usize::from(number)];
             let conforming = held.attributes.kind() & 0xc == 0xc;
-            if held.attributes.dpl() < self.cpl && !conforming {
+            // A null FS or GS stays as it is: in 64-bit mode its base is in use.
+            if held.attributes.present() && held.attributes.dpl() < self.cpl && !conforming {
                 *held = null_segment(0, 0);
             }
         }
