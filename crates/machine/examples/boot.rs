@@ -1,9 +1,9 @@
 //! Boots a kernel without any of the process around a machine, for work on the machine itself:
-//! `cargo run --release -p machine --example boot -- KERNEL INITRD "COMMAND LINE" [CPUS]`.
+//! `cargo run --release -p machine --example boot -- KERNEL INITRD "COMMAND LINE" [CPUS [DISK]]`.
 
 use chipset::serial::SerialBackend;
 use engine::cpu_model::CpuModel;
-use machine::{BoardSettings, Machine, MachineSettings};
+use machine::{BoardSettings, Disk, Machine, MachineSettings};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -18,8 +18,11 @@ impl SerialBackend for Stdout {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, kernel, initrd, append, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: boot KERNEL INITRD \"COMMAND LINE\" [CPUS]".into());
+        return Err("usage: boot KERNEL INITRD \"COMMAND LINE\" [CPUS [DISK]]".into());
     };
+    let open = |path: &String| block::RawFile::open(path.as_ref(), false);
+    let disks = rest.get(1).map(open).transpose()?.map(|disk| Disk { backend: Arc::new(disk), serial: String::new() });
+    let disks = disks.into_iter().collect();
     let settings = MachineSettings {
         engine: Arc::new(engine_soft::SoftEngine::new()),
         carrier: None,
@@ -32,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             append: append.clone(),
             ..loader::BootSource::default()
         },
-        board: BoardSettings { serial: Arc::new(Stdout), disks: Vec::new(), debug_exit: Some(0xf4) },
+        board: BoardSettings { serial: Arc::new(Stdout), disks, debug_exit: Some(0xf4) },
     };
     let (machine, events) = Machine::new(settings)?;
     machine.resume();

@@ -12,6 +12,7 @@
 //! ```
 
 pub mod board;
+pub mod engines;
 pub mod excursion;
 mod interrupts;
 mod io;
