@@ -10,7 +10,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::sync::Arc;
 use std::time::Instant;
-use x86::{Cr0, Cr4, CpuState, Efer, Segment, SegmentAttributes};
+use x86::{CpuState, Cr0, Cr4, Efer, Segment, SegmentAttributes};
 
 struct NoDevices;
 

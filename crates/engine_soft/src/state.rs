@@ -9,7 +9,7 @@ use engine::EngineError;
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use x86::{Cr0, Cr4, CpuState, Efer, Exception, PendingException, RFlags, Segment, Segments, Vector};
+use x86::{CpuState, Cr0, Cr4, Efer, Exception, PendingException, RFlags, Segment, Segments, Vector};
 
 impl Cpu {
     /// A processor in the state after reset, with `physical_bits` of guest-physical address.

@@ -4,11 +4,12 @@ use super::{size_of_operand, sized};
 use crate::insn::{Handler, Insn, LOCK};
 use crate::interp::alu::{
     Adc, Add, And, Cmp, Dec, Inc, Neg, Not, Or, Sbb, Sub, Test, Xor, binary_lock_mi, binary_lock_mr,
-    binary_mi, binary_mr, binary_ri, binary_rm, binary_rr, carry_chain, cmpxchg, unary_m, unary_r, xadd, xchg,
+    binary_mi, binary_mr, binary_ri, binary_rm, binary_rr, carry_chain, cmpxchg, unary_m, unary_r, xadd,
+    xchg,
 };
 use crate::interp::bits::{
-    andn, bextr, bit_count, bit_m, bit_op, bit_r, bit_scan, bswap, bzhi, cmpxchg8b, cmpxchg16b, crc32, deposit,
-    lowest_bit, popcnt, rorx, shift_x,
+    andn, bextr, bit_count, bit_m, bit_op, bit_r, bit_scan, bswap, bzhi, cmpxchg8b, cmpxchg16b, crc32,
+    deposit, lowest_bit, popcnt, rorx, shift_x,
 };
 use crate::interp::legacy::{aad, aam, arpl, ascii_adjust, decimal_adjust, salc};
 use crate::interp::muldiv::{div, idiv, imul1, imul2, imul3, mul, mulx};
@@ -56,7 +57,11 @@ macro_rules! binary {
 macro_rules! unary {
     ($i:expr, $op:ty) => {{
         let size = size_of_operand($i, 0);
-        if $i.op0_kind() == OpKind::Register { sized!(size, unary_r, $op) } else { sized!(size, unary_m, $op) }
+        if $i.op0_kind() == OpKind::Register {
+            sized!(size, unary_r, $op)
+        } else {
+            sized!(size, unary_m, $op)
+        }
     }};
 }
 

@@ -30,22 +30,8 @@ pub(super) fn condition_number(code: ConditionCode) -> u8 {
 }
 
 const JCC: [Handler; 16] = [
-    jcc::<0>,
-    jcc::<1>,
-    jcc::<2>,
-    jcc::<3>,
-    jcc::<4>,
-    jcc::<5>,
-    jcc::<6>,
-    jcc::<7>,
-    jcc::<8>,
-    jcc::<9>,
-    jcc::<10>,
-    jcc::<11>,
-    jcc::<12>,
-    jcc::<13>,
-    jcc::<14>,
-    jcc::<15>,
+    jcc::<0>, jcc::<1>, jcc::<2>, jcc::<3>, jcc::<4>, jcc::<5>, jcc::<6>, jcc::<7>, jcc::<8>, jcc::<9>,
+    jcc::<10>, jcc::<11>, jcc::<12>, jcc::<13>, jcc::<14>, jcc::<15>,
 ];
 
 pub(super) fn select(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
@@ -56,7 +42,13 @@ pub(super) fn select(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
     Some(match i.mnemonic() {
         _ if i.is_jcc_short_or_near() => JCC[usize::from(condition_number(i.condition_code()))],
         M::Jmp if near => jmp,
-        M::Call if near => if long { call64 } else { call },
+        M::Call if near => {
+            if long {
+                call64
+            } else {
+                call
+            }
+        }
         M::Jmp | M::Call if far || i.is_jmp_far_indirect() || i.is_call_far_indirect() => return None,
         M::Jmp => jmp_indirect,
         M::Call => call_indirect,

@@ -5,9 +5,9 @@ use super::{size_of_operand, sized};
 use crate::insn::{Handler, Insn};
 use crate::interp::bits::{movbe_load, movbe_store};
 use crate::interp::data::{
-    carry_flag, cmov, direction_flag, enter, extend_m, extend_r, fence, lahf, lea, leave, mov_mi, mov_mr, mov_ri,
-    mov_rm, mov_rr, nop, pause, pop_m, pop_r, pop64_r, popa, popf, push_i, push_m, push_r, push64_r, pusha,
-    pushf, sahf, setcc, sign_extend_a, sign_fill_d, touch, xlat,
+    carry_flag, cmov, direction_flag, enter, extend_m, extend_r, fence, lahf, lea, leave, mov_mi, mov_mr,
+    mov_ri, mov_rm, mov_rr, nop, pause, pop_m, pop_r, pop64_r, popa, popf, push_i, push_m, push_r, push64_r,
+    pusha, pushf, sahf, setcc, sign_extend_a, sign_fill_d, touch, xlat,
 };
 use crate::interp::io::{port_in, port_out, random};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -107,16 +107,42 @@ fn conditional(i: &Instruction) -> Option<Handler> {
     use Mnemonic as M;
     let number = condition_number(i.condition_code());
     Some(match i.mnemonic() {
-        M::Seto | M::Setno | M::Setb | M::Setae | M::Sete | M::Setne | M::Setbe | M::Seta | M::Sets
-        | M::Setns | M::Setp | M::Setnp | M::Setl | M::Setge | M::Setle | M::Setg => conditions!(number, setcc),
-        M::Cmovo | M::Cmovno | M::Cmovb | M::Cmovae | M::Cmove | M::Cmovne | M::Cmovbe | M::Cmova
-        | M::Cmovs | M::Cmovns | M::Cmovp | M::Cmovnp | M::Cmovl | M::Cmovge | M::Cmovle | M::Cmovg => {
-            match size_of_operand(i, 0) {
-                2 => conditions!(number, cmov, u16),
-                4 => conditions!(number, cmov, u32),
-                _ => conditions!(number, cmov, u64),
-            }
-        }
+        M::Seto
+        | M::Setno
+        | M::Setb
+        | M::Setae
+        | M::Sete
+        | M::Setne
+        | M::Setbe
+        | M::Seta
+        | M::Sets
+        | M::Setns
+        | M::Setp
+        | M::Setnp
+        | M::Setl
+        | M::Setge
+        | M::Setle
+        | M::Setg => conditions!(number, setcc),
+        M::Cmovo
+        | M::Cmovno
+        | M::Cmovb
+        | M::Cmovae
+        | M::Cmove
+        | M::Cmovne
+        | M::Cmovbe
+        | M::Cmova
+        | M::Cmovs
+        | M::Cmovns
+        | M::Cmovp
+        | M::Cmovnp
+        | M::Cmovl
+        | M::Cmovge
+        | M::Cmovle
+        | M::Cmovg => match size_of_operand(i, 0) {
+            2 => conditions!(number, cmov, u16),
+            4 => conditions!(number, cmov, u32),
+            _ => conditions!(number, cmov, u64),
+        },
         _ => return None,
     })
 }
@@ -169,11 +195,22 @@ fn flags_and_io(i: &Instruction) -> Option<Handler> {
         M::Pause => pause,
         M::Mfence | M::Lfence | M::Sfence => fence,
         M::Clflush | M::Clflushopt | M::Clwb => touch,
-        M::Nop | M::Endbr64 | M::Endbr32 | M::Rdsspd | M::Rdsspq | M::Cldemote | M::Reservednop
-        | M::Prefetch | M::Prefetchw | M::Prefetchwt1 | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1
-        | M::Prefetcht2 | M::Prefetchit0 | M::Prefetchit1 => {
-            nop
-        }
+        M::Nop
+        | M::Endbr64
+        | M::Endbr32
+        | M::Rdsspd
+        | M::Rdsspq
+        | M::Cldemote
+        | M::Reservednop
+        | M::Prefetch
+        | M::Prefetchw
+        | M::Prefetchwt1
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchit0
+        | M::Prefetchit1 => nop,
         _ => return None,
     })
 }

@@ -13,8 +13,7 @@ use crate::insn::{Handler, Insn, LOCK, MEMORY, REP, REPNE};
 use crate::interp::{simd, x87};
 use crate::system::{self, SystemState};
 use iced_x86::{
-    CpuidFeature, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind,
-    Register,
+    CpuidFeature, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 
 /// What the bytes hold.

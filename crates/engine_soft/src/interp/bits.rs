@@ -222,7 +222,8 @@ pub fn bit_scan<const REVERSE: bool, T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow
 /// TZCNT, LZCNT.
 pub fn bit_count<const LEADING: bool, T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let value = source::<T>(cpu, insn)?.zx();
-    let count = if LEADING { value.leading_zeros() - (64 - T::BITS) } else { value.trailing_zeros().min(T::BITS) };
+    let count =
+        if LEADING { value.leading_zeros() - (64 - T::BITS) } else { value.trailing_zeros().min(T::BITS) };
     let result = u64::from(count);
     cpu.flags.set_result_cf_of(result, value == 0, false);
     T::of(result).write(cpu, insn.dst);
@@ -310,7 +311,8 @@ pub fn shift_x<const KIND: u8, T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
 pub fn rorx<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let value = source::<T>(cpu, insn)?.zx();
     let count = insn.imm as u32 & (T::BITS - 1);
-    let result = if T::BITS == 64 { value.rotate_right(count) } else { u64::from((value as u32).rotate_right(count)) };
+    let result =
+        if T::BITS == 64 { value.rotate_right(count) } else { u64::from((value as u32).rotate_right(count)) };
     T::of(result).write(cpu, insn.dst);
     Ok(())
 }

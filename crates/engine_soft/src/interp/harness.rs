@@ -4,7 +4,7 @@ use crate::cpu::Cpu;
 use crate::system::SystemState;
 use guest_memory::GuestMemory;
 use std::sync::Arc;
-use x86::{Cr0, Cr4, CpuState, Efer, Segment, SegmentAttributes};
+use x86::{CpuState, Cr0, Cr4, Efer, Segment, SegmentAttributes};
 
 /// Where code goes.
 pub(crate) const CODE: u64 = 0x4000;

@@ -34,7 +34,12 @@ impl VcpuIo for Devices {
 }
 
 /// Assembles, runs exactly as many instructions as were written once, and returns the processor.
-fn run_steps(state: &CpuState, bits: u32, steps: u64, program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Cpu {
+fn run_steps(
+    state: &CpuState,
+    bits: u32,
+    steps: u64,
+    program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Cpu {
     let memory = memory();
     let mut assembler = CodeAssembler::new(bits).expect("a legal width");
     program(&mut assembler).expect("a legal program");

@@ -152,7 +152,11 @@ impl Cpu {
     /// Host address of a memory operand that can be changed with host atomics: RAM, writable, aligned.
     /// `None` if it is writable but not so. After the change call [`Cpu::stored_at`].
     #[inline(always)]
-    pub(crate) fn atomic_cell<T: Plain>(&mut self, segment: u8, offset: u64) -> Result<(u64, Option<*mut T>), Fault> {
+    pub(crate) fn atomic_cell<T: Plain>(
+        &mut self,
+        segment: u8,
+        offset: u64,
+    ) -> Result<(u64, Option<*mut T>), Fault> {
         let linear = self.linear(segment, offset, size_of::<T>() as u32, Access::Write)?;
         if self.entry(linear).write != self.wanted_tag::<T>(linear) {
             self.probe_linear(segment, linear, size_of::<T>() as u64, Access::Write)?;

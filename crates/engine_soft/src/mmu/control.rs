@@ -21,9 +21,8 @@ impl Cpu {
         let mmu = &mut self.mmu;
         mmu.accessor = accessor;
         mmu.base = Mmu::array_of(accessor);
-        mmu.check_alignment = self.cpl == 3
-            && self.cr0.contains(Cr0::AM)
-            && self.system_flags & RFlags::AC.bits() != 0;
+        mmu.check_alignment =
+            self.cpl == 3 && self.cr0.contains(Cr0::AM) && self.system_flags & RFlags::AC.bits() != 0;
         mmu.check_breakpoints = watches_data(self.dr7);
         self.update_tags();
     }
@@ -33,10 +32,8 @@ impl Cpu {
         let mmu = &mut self.mmu;
         let slow = mmu.check_alignment || mmu.check_breakpoints;
         mmu.tag = if slow { POISON } else { u64::from(mmu.space) };
-        mmu.fetch_key = mmu.fetch_epoch << 16
-            | u64::from(mmu.space) << 4
-            | u64::from(self.cpl == 3) << 2
-            | code_size;
+        mmu.fetch_key =
+            mmu.fetch_epoch << 16 | u64::from(mmu.space) << 4 | u64::from(self.cpl == 3) << 2 | code_size;
     }
 
     /// Forgets all translations, or all but those of global pages.

@@ -7,7 +7,13 @@ use x86::Segment;
 impl Cpu {
     /// Linear address of `len` bytes at an offset in a segment, after checks of type and limit.
     #[inline(always)]
-    pub(crate) fn linear(&mut self, segment: u8, offset: u64, len: u32, access: Access) -> Result<u64, Fault> {
+    pub(crate) fn linear(
+        &mut self,
+        segment: u8,
+        offset: u64,
+        len: u32,
+        access: Access,
+    ) -> Result<u64, Fault> {
         let linear = offset.wrapping_add(self.segment_base[usize::from(segment & 7)]);
         if self.long64 {
             return Ok(linear);

@@ -43,13 +43,25 @@ impl Cpu {
         self.probe_linear(segment, linear, u64::from(len), access)
     }
 
-    pub(super) fn probe_linear(&mut self, segment: u8, linear: u64, len: u64, access: Access) -> Result<(), Fault> {
+    pub(super) fn probe_linear(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<(), Fault> {
         self.check_access(segment, linear, len, access)?;
         let accessor = self.mmu.accessor;
         self.probe_pages(linear, len, access, accessor)
     }
 
-    fn probe_pages(&mut self, linear: u64, len: u64, access: Access, accessor: Accessor) -> Result<(), Fault> {
+    fn probe_pages(
+        &mut self,
+        linear: u64,
+        len: u64,
+        access: Access,
+        accessor: Accessor,
+    ) -> Result<(), Fault> {
         let mut page = linear;
         loop {
             self.physical(page, access, accessor)?;
@@ -236,7 +248,9 @@ impl Cpu {
         let mut at = physical;
         for chunk in pieces(bytes.len(), physical) {
             let piece = &bytes[chunk.clone()];
-            if !self.apic_write(at, piece) && let Some(io) = self.io_reference() {
+            if !self.apic_write(at, piece)
+                && let Some(io) = self.io_reference()
+            {
                 io.mmio_write(at, piece);
             }
             at += chunk.len() as u64;
@@ -309,7 +323,12 @@ impl Cpu {
 
     /// Host address of `linear` for up to the rest of its page, if that is RAM and the access is allowed
     /// on the fast path; fills the TLB. `Ok(None)` asks for element-wise accesses.
-    pub(crate) fn page_run(&mut self, segment: u8, linear: u64, access: Access) -> Result<Option<*mut u8>, Fault> {
+    pub(crate) fn page_run(
+        &mut self,
+        segment: u8,
+        linear: u64,
+        access: Access,
+    ) -> Result<Option<*mut u8>, Fault> {
         if self.mmu.check_alignment || self.mmu.check_breakpoints {
             return Ok(None);
         }

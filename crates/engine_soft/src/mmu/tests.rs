@@ -5,7 +5,7 @@ use crate::cpu::{Cpu, seg};
 use crate::interp::harness::{cpu_in, flat, long_state};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
-use x86::{Cr0, Cr4, CpuState, Efer, PageFlags, Vector};
+use x86::{CpuState, Cr0, Cr4, Efer, PageFlags, Vector};
 
 const ROOT: u64 = 0x10_0000;
 const PRESENT: u64 = 1;
@@ -96,7 +96,9 @@ fn four_and_five_levels_reach_pages_of_every_size() {
 fn thirty_two_bit_paging_reaches_small_and_large_pages() {
     let linear = 0xc123_4567_u64;
     let mut bench = Bench::new(Cr4::PSE, Efer::empty());
-    let word = |bench: &Bench, address, entry: u32| bench.memory.write(address, &entry.to_le_bytes()).expect("is RAM");
+    let word = |bench: &Bench, address, entry: u32| {
+        bench.memory.write(address, &entry.to_le_bytes()).expect("is RAM")
+    };
     word(&bench, ROOT + 4 * (linear >> 22), (ROOT + 0x1000) as u32 | 7);
     word(&bench, ROOT + 0x1000 + 4 * (linear >> 12 & 0x3ff), 0x0080_0007);
     assert_eq!(bench.try_at(linear, Access::Write, Accessor::User), Ok(0x80_0567));

@@ -227,7 +227,9 @@ impl Cpu {
             return self.read_entry64(address);
         }
         // Outside of RAM, nobody answers.
-        self.memory.atomic_u32(address).map_or(u64::from(u32::MAX), |cell| u64::from(cell.load(Ordering::Acquire)))
+        self.memory
+            .atomic_u32(address)
+            .map_or(u64::from(u32::MAX), |cell| u64::from(cell.load(Ordering::Acquire)))
     }
 
     pub(super) fn read_entry64(&self, address: u64) -> u64 {
