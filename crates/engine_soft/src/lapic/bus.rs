@@ -249,7 +249,7 @@ impl ApicBus {
     /// Delivers a message.
     pub fn deliver(&self, message: Message) {
         let Message { destination, mode, vector, level } = message;
-        let mut targets = self.ports.iter().filter(|port| port.matches(destination));
+        let targets = self.ports.iter().filter(|port| port.matches(destination));
         if mode != delivery::LOWEST_PRIORITY {
             return targets.for_each(|port| port.accept(mode, vector, level));
         }

@@ -9,7 +9,6 @@ pub struct Descriptor(pub u64);
 
 /// Types of system descriptors (SDM 3A table 3-2).
 pub mod system_type {
-    #![expect(missing_docs, reason = "the manual's names")]
     pub const TSS16: u8 = 1;
     pub const LDT: u8 = 2;
     pub const TSS16_BUSY: u8 = 3;
