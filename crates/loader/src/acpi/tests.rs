@@ -98,7 +98,7 @@ fn acpica_reads_what_was_meant() {
         "Device (COM2)",
         "EisaId (\"PNP0501\")",
         "0x03F8, // Range Minimum",
-        "Name (_S5, Package (0x04)",
+        "Name (\\_S5, Package (0x04)",
         "0x00000000C0000000, // Range Minimum",
         "0x0000005FFFFFFFFF, // Range Maximum",
     ] {

@@ -1,0 +1,5 @@
+//! One file per command.
+
+pub mod cpu;
+pub mod doctor;
+pub mod run;
