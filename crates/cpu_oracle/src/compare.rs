@@ -1,0 +1,62 @@
+//! What counts as agreement.
+
+use crate::case::{Case, Outcome};
+use std::fmt::Write;
+
+/// RFLAGS bits that the guest's own kernel entry or the host's changes: RF and IF.
+const FLAGS_IGNORED: u64 = 1 << 16 | 1 << 9;
+
+/// What differs, in words; empty when silicon and engine agree.
+pub fn differences(case: &Case, silicon: &Outcome, engine: &Outcome) -> String {
+    let mut text = String::new();
+    let mut number = |name: &str, a: u64, b: u64| {
+        if a != b {
+            let _ = writeln!(text, "  {name}: silicon {a:#x}, engine {b:#x}");
+        }
+    };
+    number("vector", silicon.vector.into(), engine.vector.into());
+    number("error code", told(silicon), told(engine));
+    number("rip", silicon.rip, engine.rip);
+    number("cr2", silicon.cr2, engine.cr2);
+    let mask = !(case.undefined_flags | FLAGS_IGNORED);
+    number("rflags", silicon.rflags & mask, engine.rflags & mask);
+    for (i, (a, b)) in silicon.gprs.iter().zip(&engine.gprs).enumerate() {
+        number(&format!("gpr {i}"), *a, *b);
+    }
+    bytes(&mut text, "data", &silicon.data, &engine.data);
+    bytes(&mut text, "vector state", &comparable(&silicon.xsave), &comparable(&engine.xsave));
+    text
+}
+
+/// The error code as the host's kernel tells it: for addresses of its own half it always claims that the page is
+/// present, to hide its layout.
+fn told(outcome: &Outcome) -> u64 {
+    const KERNEL_HALF: u64 = 0x7fff_ffff_f000;
+    let hidden = outcome.vector == 14 && outcome.cr2 >= KERNEL_HALF;
+    u64::from(outcome.error_code) | u64::from(hidden)
+}
+
+/// The parts of the area that are architectural: without FOP, FIP, FDP, the MXCSR mask and the padding of
+/// the ten-byte x87 registers.
+fn comparable(xsave: &[u8]) -> Vec<u8> {
+    let mut bytes = xsave.to_vec();
+    bytes[5..24].fill(0);
+    bytes[28..32].fill(0);
+    for register in 0..8 {
+        bytes[32 + register * 16 + 10..48 + register * 16].fill(0);
+    }
+    bytes[416..576].fill(0);
+    bytes
+}
+
+fn bytes(text: &mut String, name: &str, silicon: &[u8], engine: &[u8]) {
+    let Some(first) = silicon.iter().zip(engine).position(|(a, b)| a != b) else { return };
+    let start = first & !15;
+    let end = (start + 16).min(silicon.len());
+    let _ = writeln!(
+        text,
+        "  {name} at {start:#x}: silicon {:02x?}, engine {:02x?}",
+        &silicon[start..end],
+        &engine[start..end]
+    );
+}
