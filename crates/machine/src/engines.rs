@@ -1,64 +1,62 @@
-//! Which engine runs a machine.
-//!
-//! `auto` takes KVM only where probing shows it to be good: hardware speed in ring 0 and every instruction that
-//! a guest's kernel needs. A KVM that was asked for by name gets the software CPU as its carrier, so
-//! that what its emulator lacks does not end the machine.
+//! Which engine runs a machine, and why.
 
 use engine::{Engine, EngineError, EngineKind};
 use engine_kvm::KvmEngine;
-use engine_kvm::probe::{self, Usable};
+use engine_kvm::probe::{KvmReport, Usable, probe};
 use engine_soft::SoftEngine;
+use serde::Serialize;
 use std::sync::Arc;
+use vm_config::EngineChoice;
 
-/// What a person asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EngineRequest {
-    /// The best one here.
-    Auto,
-    /// KVM or nothing.
-    Kvm,
-    /// The software CPU.
-    Software,
-}
-
-/// What a machine gets.
-pub struct EngineSelection {
-    /// Runs the processors.
+/// What a machine is run with.
+pub struct Chosen {
+    /// The engine.
     pub engine: Arc<dyn Engine>,
-    /// Carries them past what `engine` cannot execute.
+    /// What carries a processor past what KVM cannot execute.
     pub carrier: Option<Arc<dyn Engine>>,
-    /// Why this engine, in words.
+    /// Why this one.
     pub reason: String,
 }
 
-/// Selects an engine.
-pub fn select(request: EngineRequest) -> Result<EngineSelection, EngineError> {
-    match request {
-        EngineRequest::Software => Ok(software("asked for")),
-        EngineRequest::Kvm => kvm("asked for"),
-        EngineRequest::Auto => {
-            let report = probe::probe();
-            match report.verdict.usable {
-                Usable::Full => kvm(&report.verdict.reason),
-                Usable::EmulatedRing0 | Usable::Unusable => Ok(software(&report.verdict.reason)),
-            }
+/// What was found on this host.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The engine that `auto` takes.
+    pub chosen: EngineKind,
+    /// Why.
+    pub reason: String,
+    /// All about KVM.
+    pub kvm: KvmReport,
+}
+
+/// Tries KVM and decides what `auto` means here.
+pub fn examine() -> Report {
+    let kvm = probe();
+    let why = &kvm.verdict.reason;
+    let (chosen, reason) = match kvm.verdict.usable {
+        Usable::Full => (EngineKind::Kvm, format!("KVM is good: {why}")),
+        Usable::EmulatedRing0 => (EngineKind::Software, format!("KVM emulates the guest's kernel: {why}")),
+        Usable::Unusable => (EngineKind::Software, format!("KVM is not usable: {why}")),
+    };
+    Report { chosen, reason, kvm }
+}
+
+/// Makes the engine that is asked for.
+pub fn choose(choice: EngineChoice) -> Result<Chosen, EngineError> {
+    let (kind, reason) = match choice {
+        EngineChoice::Kvm => (EngineKind::Kvm, "asked for".to_owned()),
+        EngineChoice::Software => (EngineKind::Software, "asked for".to_owned()),
+        EngineChoice::Auto => {
+            let report = examine();
+            (report.chosen, report.reason)
         }
-    }
-}
-
-/// What `auto` would take, without creating anything.
-pub fn preferred(report: &probe::KvmReport) -> EngineKind {
-    match report.verdict.usable {
-        Usable::Full => EngineKind::Kvm,
-        Usable::EmulatedRing0 | Usable::Unusable => EngineKind::Software,
-    }
-}
-
-fn software(reason: &str) -> EngineSelection {
-    EngineSelection { engine: Arc::new(SoftEngine::new()), carrier: None, reason: reason.to_owned() }
-}
-
-fn kvm(reason: &str) -> Result<EngineSelection, EngineError> {
-    let engine: Arc<dyn Engine> = Arc::new(KvmEngine::open()?);
-    Ok(EngineSelection { engine, carrier: Some(Arc::new(SoftEngine::carrier())), reason: reason.to_owned() })
+    };
+    Ok(match kind {
+        EngineKind::Software => Chosen { engine: Arc::new(SoftEngine::new()), carrier: None, reason },
+        EngineKind::Kvm => Chosen {
+            engine: Arc::new(KvmEngine::open()?),
+            carrier: Some(Arc::new(SoftEngine::carrier())),
+            reason,
+        },
+    })
 }

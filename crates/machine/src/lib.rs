@@ -21,5 +21,7 @@ mod life;
 pub mod memory_map;
 mod vcpu_thread;
 
+pub use chipset::serial::{Serial, SerialBackend};
+pub use loader::BootSource;
 pub use board::{BoardSettings, Disk};
 pub use life::{Machine, MachineError, MachineEvent, MachineSettings};

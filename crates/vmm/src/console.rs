@@ -7,7 +7,7 @@
 use crate::VmmError;
 use crate::driver::Request;
 use crate::terminal::RawTerminal;
-use chipset::serial::{Serial, SerialBackend};
+use machine::{Serial, SerialBackend};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::fs::File;

@@ -12,7 +12,7 @@
 
 pub mod console;
 pub mod driver;
-pub mod engines;
+
 mod outcome;
 mod run;
 pub mod signals;

@@ -3,10 +3,10 @@
 use crate::console::Console;
 use crate::driver::{Guest, Request, drive};
 use crate::signals::Signals;
-use crate::{Outcome, VmmError, engines, stats};
+use crate::{Outcome, VmmError, stats};
 use block::{BlockBackend, RawFile};
 use engine::cpu_model::CpuModel;
-use loader::BootSource;
+use machine::BootSource;
 use machine::{BoardSettings, Disk, Machine, MachineSettings};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -26,7 +26,7 @@ pub fn run(config: &VmConfig, options: RunOptions) -> Result<Outcome, VmmError> 
     let model = CpuModel::named(&config.cpu)?;
     let signals = Signals::block()?;
     let disks = open_disks(config)?;
-    let chosen = engines::choose(config.engine)?;
+    let chosen = machine::engines::choose(config.engine)?;
     tracing::info!(engine = %chosen.engine.kind(), reason = chosen.reason, "engine chosen");
     let mut console = Console::open(&config.serial)?;
     let settings = MachineSettings {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use vmm::engines::examine;
+use machine::engines::examine;
 
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
