@@ -7,7 +7,9 @@
 use crate::case::Case;
 use crate::random::Random;
 use crate::{CODE_ADDRESS, DATA_ADDRESS, DATA_SIZE, XSAVE_SIZE};
-use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 /// Which part of the instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -84,24 +86,81 @@ fn is_excluded(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     let excluded = matches!(
         instruction.mnemonic(),
-        M::Int | M::Int1 | M::Int3 | M::Into | M::Syscall | M::Sysenter | M::Sysexit | M::Sysret | M::Sysexitq
-            | M::Sysretq | M::Cpuid | M::Rdtsc | M::Popf | M::Popfq | M::Iret | M::Iretd | M::Iretq | M::Retf
-            | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw
-            | M::Lss | M::Lfs | M::Lgs | M::Fnstenv | M::Fnsave | M::Fldenv | M::Frstor | M::Fxsave | M::Fxsave64
-            | M::Fxrstor | M::Fxrstor64 | M::Pushf | M::Pushfq | M::Enter | M::Ud0 | M::Ud1 | M::Ud2 | M::Hlt
-            | M::Loadall | M::Reservednop | M::Fstenv | M::Fsave | M::Pause
-            | M::Wrfsbase | M::Rdfsbase | M::Wrgsbase | M::Rdgsbase
+        M::Int
+            | M::Int1
+            | M::Int3
+            | M::Into
+            | M::Syscall
+            | M::Sysenter
+            | M::Sysexit
+            | M::Sysret
+            | M::Sysexitq
+            | M::Sysretq
+            | M::Cpuid
+            | M::Rdtsc
+            | M::Popf
+            | M::Popfq
+            | M::Iret
+            | M::Iretd
+            | M::Iretq
+            | M::Retf
+            | M::Sgdt
+            | M::Sidt
+            | M::Sldt
+            | M::Str
+            | M::Smsw
+            | M::Lar
+            | M::Lsl
+            | M::Verr
+            | M::Verw
+            | M::Lss
+            | M::Lfs
+            | M::Lgs
+            | M::Fnstenv
+            | M::Fnsave
+            | M::Fldenv
+            | M::Frstor
+            | M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Pushf
+            | M::Pushfq
+            | M::Enter
+            | M::Ud0
+            | M::Ud1
+            | M::Ud2
+            | M::Hlt
+            | M::Loadall
+            | M::Reservednop
+            | M::Fstenv
+            | M::Fsave
+            | M::Pause
+            | M::Wrfsbase
+            | M::Rdfsbase
+            | M::Wrgsbase
+            | M::Rdgsbase
     );
     // A far transfer or segment load would leave the harness; ports and privileged instructions only prove #GP.
-    let segments = (0..instruction.op_count())
-        .any(|i| instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_segment_register());
+    let segments = (0..instruction.op_count()).any(|i| {
+        instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_segment_register()
+    });
     let far = matches!(
         instruction.code(),
-        Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664 | Code::Call_m1616 | Code::Call_m1632 | Code::Call_m1664
+        Code::Jmp_m1616
+            | Code::Jmp_m1632
+            | Code::Jmp_m1664
+            | Code::Call_m1616
+            | Code::Call_m1632
+            | Code::Call_m1664
     );
     // FS belongs to the host's thread, whose base is unlike the guest's.
     let thread = instruction.memory_segment() == Register::FS;
-    excluded || segments || far || thread || instruction.is_privileged() && !instruction.is_string_instruction()
+    excluded
+        || segments
+        || far
+        || thread
+        || instruction.is_privileged() && !instruction.is_string_instruction()
 }
 
 /// Near branches are drawn rarely, and only short ones forward: into later instructions' bytes or the `hlt`s behind
@@ -155,8 +214,8 @@ fn draw_bytes(random: &mut Random, group: Group) -> [u8; 16] {
     if vex {
         push(0xc4);
         let map = 1 + random.below(3) as u8;
-        push(random.next() as u8 & 0xe0 | map);
-        push(random.next() as u8);
+        push(random.bits() as u8 & 0xe0 | map);
+        push(random.bits() as u8);
     } else {
         if random.one_in(2) {
             push(0x40 | random.below(16) as u8);
@@ -165,7 +224,7 @@ fn draw_bytes(random: &mut Random, group: Group) -> [u8; 16] {
             (Group::X87, 0..=5) => {
                 push(0xd8 | random.below(8) as u8);
                 for _ in 0..8 {
-                    push(random.next() as u8);
+                    push(random.bits() as u8);
                 }
                 return bytes;
             }
@@ -178,7 +237,7 @@ fn draw_bytes(random: &mut Random, group: Group) -> [u8; 16] {
         }
     }
     while len < 16 {
-        bytes[len] = random.next() as u8;
+        bytes[len] = random.bits() as u8;
         len += 1;
     }
     bytes
@@ -189,7 +248,8 @@ fn draw_instruction(random: &mut Random, group: Group, ip: u64) -> (Instruction,
         let bytes = draw_bytes(random, group);
         let mut decoder = Decoder::with_ip(64, &bytes, ip, DecoderOptions::NONE);
         let instruction = decoder.decode();
-        let left_out = instruction.is_invalid() || is_excluded(&instruction) || !in_group(&instruction, group);
+        let left_out =
+            instruction.is_invalid() || is_excluded(&instruction) || !in_group(&instruction, group);
         if left_out || !is_wanted_flow(random, &instruction) {
             continue;
         }
@@ -204,31 +264,31 @@ fn draw_xsave(random: &mut Random) -> Vec<u8> {
         bytes[at..at + 8].copy_from_slice(&draw_lane(random).to_le_bytes());
     }
     let mxcsr: u32 = match random.below(8) {
-        0 => (random.next() as u32 & 0xffff) | 0x1f80,
-        1 => random.next() as u32 & 0xffff,
+        0 => (random.bits() as u32 & 0xffff) | 0x1f80,
+        1 => random.bits() as u32 & 0xffff,
         _ => 0x1f80,
     };
     bytes[24..28].copy_from_slice(&mxcsr.to_le_bytes());
     let control: u16 = match random.below(4) {
-        0 => 0x040 | (random.next() as u16 & 0xf3f),
-        1 => 0x37f & !(random.next() as u16 & 0x3f),
+        0 => 0x040 | (random.bits() as u16 & 0xf3f),
+        1 => 0x37f & !(random.bits() as u16 & 0x3f),
         _ => 0x37f,
     };
     bytes[0..2].copy_from_slice(&control.to_le_bytes());
-    let status = (random.below(8) as u16) << 11 | (random.next() as u16 & 0x4700);
+    let status = (random.below(8) as u16) << 11 | (random.bits() as u16 & 0x4700);
     bytes[2..4].copy_from_slice(&status.to_le_bytes());
-    bytes[4] = if random.one_in(3) { random.next() as u8 } else { 0xff };
+    bytes[4] = if random.one_in(3) { random.bits() as u8 } else { 0xff };
     for register in 0..8 {
         let at = 32 + register * 16;
         let exponent = match random.below(6) {
             0 => 0,
             1 => 0x7fff,
-            2 => random.next() as u16 & 0x7fff,
+            2 => random.bits() as u16 & 0x7fff,
             _ => 0x3ff0 + random.below(0x40) as u16,
         };
-        let significand = if random.one_in(6) { random.value() } else { random.next() | 1 << 63 };
+        let significand = if random.one_in(6) { random.value() } else { random.bits() | 1 << 63 };
         bytes[at..at + 8].copy_from_slice(&significand.to_le_bytes());
-        let sign = (random.next() as u16) & 0x8000;
+        let sign = (random.bits() as u16) & 0x8000;
         bytes[at + 8..at + 10].copy_from_slice(&(exponent | sign).to_le_bytes());
     }
     bytes[512] = 7;
@@ -237,11 +297,21 @@ fn draw_xsave(random: &mut Random) -> Vec<u8> {
 
 fn draw_lane(random: &mut Random) -> u64 {
     let single = |random: &mut Random| -> u64 {
-        let special = [0_u32, 0x8000_0000, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0x7f80_0001, 1, 0x007f_ffff, 0x7f7f_ffff];
+        let special = [
+            0_u32,
+            0x8000_0000,
+            0x7f80_0000,
+            0xff80_0000,
+            0x7fc0_0000,
+            0x7f80_0001,
+            1,
+            0x007f_ffff,
+            0x7f7f_ffff,
+        ];
         u64::from(match random.below(3) {
             0 => random.pick(&special),
-            1 => (random.next() as i32 as f32 / 65536.0).to_bits(),
-            _ => random.next() as u32,
+            1 => (random.bits() as i32 as f32 / 65536.0).to_bits(),
+            _ => random.bits() as u32,
         })
     };
     match random.below(4) {
@@ -250,7 +320,7 @@ fn draw_lane(random: &mut Random) -> u64 {
             let special = [0.0, -0.0, f64::INFINITY, f64::NAN, f64::MIN_POSITIVE, 1.0, f64::MAX, 5e-324];
             random.pick(&special).to_bits()
         }
-        2 => (random.next() as i64 as f64 / 4_294_967_296.0).to_bits(),
+        2 => (random.bits() as i64 as f64 / 4_294_967_296.0).to_bits(),
         _ => single(random) | single(random) << 32,
     }
 }
@@ -285,12 +355,13 @@ fn aim(random: &mut Random, instruction: &Instruction, gprs: &mut [u64; 16], tak
     let target = match random.below(16) {
         0 => DATA_ADDRESS + DATA_SIZE as u64 - random.below(40),
         1 => DATA_ADDRESS + 0x1000 - random.below(40),
-        2 => random.next(),
+        2 => random.bits(),
         3..=6 => DATA_ADDRESS + random.below(DATA_SIZE as u64 - 64),
         _ => DATA_ADDRESS + (random.below(DATA_SIZE as u64 - 128) & !63),
     };
     gprs[base] = if instruction.memory_index() == instruction.memory_base() {
-        target.wrapping_sub(instruction.memory_displacement64()) / (1 + u64::from(instruction.memory_index_scale()))
+        target.wrapping_sub(instruction.memory_displacement64())
+            / (1 + u64::from(instruction.memory_index_scale()))
     } else {
         target.wrapping_sub(instruction.memory_displacement64()).wrapping_sub(scaled)
     };
@@ -301,7 +372,9 @@ fn implicit_pointers(instruction: &Instruction) -> Vec<usize> {
     for i in 0..instruction.op_count() {
         match instruction.op_kind(i) {
             OpKind::MemorySegRSI | OpKind::MemorySegESI => registers.push(6),
-            OpKind::MemorySegRDI | OpKind::MemoryESRDI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => registers.push(7),
+            OpKind::MemorySegRDI | OpKind::MemoryESRDI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => {
+                registers.push(7)
+            }
             _ => {}
         }
     }
@@ -339,7 +412,9 @@ pub fn case(seed: u64, group: Group) -> Case {
             taken |= 2;
         }
         aim(&mut random, &instruction, &mut gprs, &mut taken);
-        undefined = undefined & !instruction.rflags_written() & !instruction.rflags_cleared()
+        undefined = undefined
+            & !instruction.rflags_written()
+            & !instruction.rflags_cleared()
             & !instruction.rflags_set()
             | instruction.rflags_undefined();
         // The case may end by a fault after any of its instructions.
@@ -350,9 +425,9 @@ pub fn case(seed: u64, group: Group) -> Case {
     Case {
         code,
         gprs,
-        rflags: 0x202 | random.next() & 0x8d5 | if random.one_in(4) { 0x400 } else { 0 },
+        rflags: 0x202 | random.bits() & 0x8d5 | if random.one_in(4) { 0x400 } else { 0 },
         xsave: draw_xsave(&mut random),
-        data_seed: random.next(),
+        data_seed: random.bits(),
         undefined_flags: architectural(ever_undefined),
         instructions,
     }
@@ -361,9 +436,7 @@ pub fn case(seed: u64, group: Group) -> Case {
 /// Results, not only flags, that the manual leaves undefined: SHLD/SHRD with a count beyond a 16-bit operand, and
 /// BSWAP of a 16-bit register.
 fn depends_on_undefined(instruction: &Instruction) -> bool {
-    use Code::{
-        Bswap_r16, Shld_rm16_r16_CL, Shld_rm16_r16_imm8, Shrd_rm16_r16_CL, Shrd_rm16_r16_imm8,
-    };
+    use Code::{Bswap_r16, Shld_rm16_r16_CL, Shld_rm16_r16_imm8, Shrd_rm16_r16_CL, Shrd_rm16_r16_imm8};
     matches!(
         instruction.code(),
         Bswap_r16 | Shld_rm16_r16_CL | Shld_rm16_r16_imm8 | Shrd_rm16_r16_CL | Shrd_rm16_r16_imm8

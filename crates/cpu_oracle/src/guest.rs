@@ -167,7 +167,10 @@ impl Guest {
         if vector >= 32 {
             bail!("the guest halts at {:#x}, outside its handlers", state.rip);
         }
-        let frame: Vec<u64> = (state.gprs[4].wrapping_sub(KERNEL)..STACK_TOP).step_by(8).map(|at| self.get(at)).collect::<Result<_>>()?;
+        let frame: Vec<u64> = (state.gprs[4].wrapping_sub(KERNEL)..STACK_TOP)
+            .step_by(8)
+            .map(|at| self.get(at))
+            .collect::<Result<_>>()?;
         let has_code = matches!(vector, 8 | 10..=14 | 17);
         let expected = if has_code { 6 } else { 5 };
         if frame.len() != expected {

@@ -52,7 +52,10 @@ fn main() -> Result<()> {
         at += count;
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("{} cases, {wrong} disagreements, {seconds:.1} s ({:?} seeds from {})", at, options.group, options.seed);
+    println!(
+        "{} cases, {wrong} disagreements, {seconds:.1} s ({:?} seeds from {})",
+        at, options.group, options.seed
+    );
     if wrong > 0 {
         bail!("Silicon and interpreter disagree");
     }

@@ -39,7 +39,8 @@ impl Drop for Native {
 impl Native {
     /// Room for batches of `capacity` cases.
     pub fn new(capacity: usize) -> Result<Self> {
-        let slots = map(0, capacity * size_of::<Slot>(), libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE)?;
+        let slots =
+            map(0, capacity * size_of::<Slot>(), libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE)?;
         Ok(Native { slots: slots.cast(), capacity })
     }
 

@@ -31,7 +31,10 @@ impl Oracle {
             clock: Arc::new(ManualClock::default()),
             entropy: Arc::new(HostEntropy),
         })?;
-        Ok(Oracle { native: native::Native::new(BATCH)?, guest: guest::Guest::new(memory, vm.create_vcpu(0)?)? })
+        Ok(Oracle {
+            native: native::Native::new(BATCH)?,
+            guest: guest::Guest::new(memory, vm.create_vcpu(0)?)?,
+        })
     }
 
     /// For each case what differs, in words; empty where both agree.

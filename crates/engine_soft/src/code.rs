@@ -94,6 +94,7 @@ pub(crate) struct CodeCache {
     blocks: HashMap<u64, Box<Block>, BuildHasherDefault<AddressHasher>>,
     insns: usize,
     /// Blocks that were replaced while something may still point at them.
+    #[expect(clippy::vec_box, reason = "blocks keep their addresses while others point at them")]
     retired: Vec<Box<Block>>,
     pub counts: CodeCounts,
 }

@@ -50,7 +50,12 @@ impl Engine for SoftEngine {
             reason: error.to_string(),
         })?;
         let model = settings.model.resolve(cpuid::supported(), EngineKind::Software)?;
-        Ok(Arc::new(SoftVm { bus: Arc::new(ApicBus::new(settings.cpus)), model, settings, has_lapic: self.has_lapic }))
+        Ok(Arc::new(SoftVm {
+            bus: Arc::new(ApicBus::new(settings.cpus)),
+            model,
+            settings,
+            has_lapic: self.has_lapic,
+        }))
     }
 }
 

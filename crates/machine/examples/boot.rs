@@ -21,7 +21,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: boot KERNEL INITRD \"COMMAND LINE\" [CPUS [DISK]]".into());
     };
     let open = |path: &String| block::RawFile::open(path.as_ref(), false);
-    let disks = rest.get(1).map(open).transpose()?.map(|disk| Disk { backend: Arc::new(disk), serial: String::new() });
+    let disks = rest
+        .get(1)
+        .map(open)
+        .transpose()?
+        .map(|disk| Disk { backend: Arc::new(disk), serial: String::new() });
     let disks = disks.into_iter().collect();
     let settings = MachineSettings {
         engine: Arc::new(engine_soft::SoftEngine::new()),

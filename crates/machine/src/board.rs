@@ -96,7 +96,11 @@ impl Builder {
         IrqLine::new(self.router.clone(), gsi)
     }
 
-    fn ports<D: Device + 'static>(&mut self, device: &Arc<D>, windows: &[(u64, u64)]) -> Result<(), BusError> {
+    fn ports<D: Device + 'static>(
+        &mut self,
+        device: &Arc<D>,
+        windows: &[(u64, u64)],
+    ) -> Result<(), BusError> {
         for (index, &(start, len)) in windows.iter().enumerate() {
             self.ports.insert(start, len, device.clone(), index)?;
         }
@@ -116,10 +120,15 @@ impl Builder {
         let pit = Pit::new(self.line(0), timers.clone());
         let regions = self.around.memory.regions();
         let size = |high: bool| {
-            let of_half = regions.iter().filter(|region| (region.start() >= memory_map::HIGH_RAM_START) == high);
+            let of_half =
+                regions.iter().filter(|region| (region.start() >= memory_map::HIGH_RAM_START) == high);
             of_half.map(|region| region.size()).sum()
         };
-        let rtc = Rtc::new(self.line(8), MemorySize { below_4g: size(false), above_4g: size(true) }, timers.clone());
+        let rtc = Rtc::new(
+            self.line(8),
+            MemorySize { below_4g: size(false), above_4g: size(true) },
+            timers.clone(),
+        );
         let legacy = {
             let (pit, rtc) = (pit.clone(), rtc.clone());
             Box::new(move |on: bool| {
@@ -157,7 +166,11 @@ impl Builder {
 }
 
 impl Board {
-    pub fn new(around: Surroundings, settings: BoardSettings, events: BoardEvents) -> Result<Self, BoardError> {
+    pub fn new(
+        around: Surroundings,
+        settings: BoardSettings,
+        events: BoardEvents,
+    ) -> Result<Self, BoardError> {
         let gate = around.gate.clone();
         let pic = Pic::new({
             let gate = gate.clone();
@@ -167,8 +180,13 @@ impl Board {
         let ioapic = IoApic::new(sink, Box::new(move |vectors| gate.set_level_vectors(vectors)));
         let router: Arc<dyn InterruptSink> = InterruptRouter::new(pic.clone(), ioapic.clone());
         let (ports, memory_bus) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-        let mut builder =
-            Builder { around, ports: ports.clone(), memory_bus: memory_bus.clone(), router, devices: Vec::new() };
+        let mut builder = Builder {
+            around,
+            ports: ports.clone(),
+            memory_bus: memory_bus.clone(),
+            router,
+            devices: Vec::new(),
+        };
         builder.ports(&pic, &chipset::pic::WINDOWS)?;
         builder.memory(&ioapic, chipset::ioapic::ADDRESS, chipset::ioapic::SIZE)?;
         builder.add_timers()?;
@@ -177,7 +195,8 @@ impl Board {
         let timers = builder.around.timers.clone();
         let serial = Serial::new("serial0", builder.line(gsi), settings.serial, timers.clone());
         builder.ports(&serial, &[(port, chipset::serial::PORTS)])?;
-        let power_management = AcpiPm::new(builder.line(chipset::acpi_pm::SCI_GSI), events.power.clone(), timers);
+        let power_management =
+            AcpiPm::new(builder.line(chipset::acpi_pm::SCI_GSI), events.power.clone(), timers);
         builder.ports(&power_management, &[(chipset::acpi_pm::PORT_BASE, chipset::acpi_pm::PORT_COUNT)])?;
         builder.ports(&I8042::new(events.power.clone()), &chipset::i8042::WINDOWS)?;
         if let Some(port) = settings.debug_exit {
@@ -219,9 +238,14 @@ fn add_virtio(builder: &mut Builder, root: &Arc<RootComplex>, disks: Vec<Disk>) 
     let mut slot = 1;
     let mut add = |builder: &mut Builder, name: String, device: Box<dyn virtio::VirtioDevice>| {
         let msi: Arc<dyn MsiSink> = builder.around.gate.clone();
-        let function =
-            virtio::VirtioPci::new(&name, device, builder.around.memory.clone(), msi, root.intx_line(slot, 1))
-                .map_err(|source| BoardError::Device { name, source })?;
+        let function = virtio::VirtioPci::new(
+            &name,
+            device,
+            builder.around.memory.clone(),
+            msi,
+            root.intx_line(slot, 1),
+        )
+        .map_err(|source| BoardError::Device { name, source })?;
         let as_function: Arc<dyn PciFunction> = function.clone();
         root.add(slot, as_function)?;
         builder.devices.push(function);

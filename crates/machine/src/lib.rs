@@ -1,7 +1,7 @@
 //! One virtual machine.
 //!
 //! The only crate that sees engines and hardware. [`board`] builds the chipset and the devices and wires them;
-//! [`vcpu_thread`] gives each processor a thread; [`io`] is the way from an instruction to a device;
+//! `vcpu_thread` gives each processor a thread; `io` is the way from an instruction to a device;
 //! [`excursion`] carries a processor of a KVM that cannot execute an instruction through the software CPU; and
 //! [`Machine`] changes the life of all of them together: start, pause, resume, reset, switch of the engine.
 //!
@@ -21,7 +21,7 @@ mod life;
 pub mod memory_map;
 mod vcpu_thread;
 
-pub use chipset::serial::{Serial, SerialBackend};
-pub use loader::BootSource;
 pub use board::{BoardSettings, Disk};
+pub use chipset::serial::{Serial, SerialBackend};
 pub use life::{Machine, MachineError, MachineEvent, MachineSettings};
+pub use loader::BootSource;

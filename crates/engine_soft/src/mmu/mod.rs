@@ -73,8 +73,7 @@ pub(crate) struct TlbEntry {
 static NO_FLAGS: AtomicU8 = AtomicU8::new(0);
 
 impl TlbEntry {
-    const EMPTY: TlbEntry =
-        TlbEntry { read: INVALID, write: INVALID, addend: 0, flags: &raw const NO_FLAGS };
+    const EMPTY: TlbEntry = TlbEntry { read: INVALID, write: INVALID, addend: 0, flags: &raw const NO_FLAGS };
 }
 
 /// What the fast path does not need to know of an entry.

@@ -48,7 +48,7 @@ impl VirtioPci {
         let registers = self.registers.lock();
         let queue = registers.queues.get(usize::from(registers.queue_select)).copied();
         let of_queue = |read: fn(&QueueRegisters) -> u64| queue.as_ref().map_or(0, read);
-        let address = |address: u64| address >> (offset & 4) * 8;
+        let address = |address: u64| address >> ((offset & 4) * 8);
         let value = match offset - COMMON {
             DEVICE_FEATURE_SELECT => registers.device_feature_select.into(),
             DEVICE_FEATURE => half(self.offered_features(), registers.device_feature_select),
@@ -82,7 +82,7 @@ impl VirtioPci {
             return self.write_status(value as u8);
         }
         let mut registers = self.registers.lock();
-        let vectors = registers.msix.len() as u64;
+        let vectors = registers.msix.vectors() as u64;
         let vector = if value < vectors { value as u16 } else { NO_VECTOR };
         match offset {
             DEVICE_FEATURE_SELECT => registers.device_feature_select = value as u32,
@@ -165,7 +165,7 @@ impl VirtioPci {
         self.queues.iter().for_each(|queue| *queue.lock() = None);
         let mut registers = self.registers.lock();
         let (config, msix) = (registers.config.clone(), registers.msix.clone());
-        *registers = super::power_on(config, msix.len(), self.device.queue_sizes());
+        *registers = super::power_on(config, msix.vectors(), self.device.queue_sizes());
         registers.msix = msix;
         self.update_line(&registers);
     }

@@ -215,7 +215,7 @@ impl Device for VirtioPci {
     fn reset(&self) {
         self.reset_device();
         let mut registers = self.registers.lock();
-        let vectors = registers.msix.len();
+        let vectors = registers.msix.vectors();
         registers.msix = MsixTable::new(vectors);
         registers.config = config_space(self.device.as_ref(), vectors).0;
         self.line.set_level(false);

@@ -20,7 +20,7 @@ impl MsixTable {
     }
 
     /// Number of vectors.
-    pub fn len(&self) -> usize {
+    pub fn vectors(&self) -> usize {
         self.entries.len()
     }
 
@@ -70,7 +70,7 @@ impl MsixTable {
 
     /// Messages that were pending while the function was masked.
     pub fn unmask_function(&mut self) -> Vec<Msi> {
-        (0..self.len())
+        (0..self.vectors())
             .filter(|&vector| self.pending[vector])
             .collect::<Vec<_>>()
             .into_iter()

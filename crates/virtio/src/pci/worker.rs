@@ -72,7 +72,8 @@ impl VirtioPci {
     fn serve_queue(&self, index: usize) {
         let (features, running) = {
             let registers = self.registers.lock();
-            let running = registers.status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK;
+            let running = registers.status & (status::DRIVER_OK | status::FEATURES_OK | status::NEEDS_RESET)
+                == status::DRIVER_OK | status::FEATURES_OK;
             (registers.driver_features, running && registers.config.bus_master())
         };
         let mut place = self.queues[index].lock();

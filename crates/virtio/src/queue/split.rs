@@ -66,14 +66,14 @@ impl SplitQueue {
             }
         }
         let slot = self.state.next_available & (self.state.size - 1);
-        let head = read_u16(memory, self.state.available + 4 + 2 * u64::from(slot))?;
+        let head = read_u16(memory, ring_at(self.state.available, 4 + 2 * u64::from(slot)))?;
         let chain = self.chain(memory, head)?;
         self.state.next_available = self.state.next_available.wrapping_add(1);
         Ok(Some(chain))
     }
 
     fn is_waiting(&self, memory: &GuestMemory) -> Result<bool, QueueError> {
-        let index = memory.atomic_u16(self.state.available + 2)?.load(Ordering::Acquire);
+        let index = memory.atomic_u16(ring_at(self.state.available, 2))?.load(Ordering::Acquire);
         let ahead = index.wrapping_sub(self.state.next_available);
         if ahead > self.state.size {
             return Err(QueueError::Index { index: index.into(), limit: self.state.size.into() });
@@ -84,7 +84,7 @@ impl SplitQueue {
     /// Writes avail_event; the fence orders it before the next look at the index (virtio 2.7.7.2).
     fn ask_for_notification(&self, memory: &GuestMemory) -> Result<(), QueueError> {
         if self.state.event_index {
-            let avail_event = self.state.used + 4 + 8 * u64::from(self.state.size);
+            let avail_event = ring_at(self.state.used, 4 + 8 * u64::from(self.state.size));
             memory.write(avail_event, &self.state.next_available.to_le_bytes())?;
             fence(Ordering::SeqCst);
         }
@@ -103,7 +103,7 @@ impl SplitQueue {
                 return Err(QueueError::Index { index: index.into(), limit: table.1 - 1 });
             }
             left = left.checked_sub(1).ok_or(QueueError::ChainTooLong)?;
-            let descriptor = read_descriptor(memory, table.0 + DESCRIPTOR_SIZE * u64::from(index))?;
+            let descriptor = read_descriptor(memory, ring_at(table.0, DESCRIPTOR_SIZE * u64::from(index)))?;
             if descriptor.flags & INDIRECT != 0 {
                 let len = descriptor.len;
                 let entries = len / DESCRIPTOR_SIZE as u32;
@@ -129,10 +129,10 @@ impl SplitQueue {
         let mut entry = [0; 8];
         entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         entry[4..].copy_from_slice(&written.to_le_bytes());
-        memory.write(self.state.used + 4 + 8 * u64::from(slot), &entry)?;
+        memory.write(ring_at(self.state.used, 4 + 8 * u64::from(slot)), &entry)?;
         self.state.next_used = self.state.next_used.wrapping_add(1);
-        memory.atomic_u16(self.state.used + 2)?.store(self.state.next_used, Ordering::Release);
-        memory.note_write(self.state.used + 2, 2);
+        memory.atomic_u16(ring_at(self.state.used, 2))?.store(self.state.next_used, Ordering::Release);
+        memory.note_write(ring_at(self.state.used, 2), 2);
         Ok(())
     }
 
@@ -146,10 +146,15 @@ impl SplitQueue {
         if !self.state.event_index {
             return Ok(read_u16(memory, self.state.available)? & AVAIL_NO_INTERRUPT == 0);
         }
-        let event = read_u16(memory, self.state.available + 4 + 2 * u64::from(self.state.size))?;
+        let event = read_u16(memory, ring_at(self.state.available, 4 + 2 * u64::from(self.state.size)))?;
         let new = self.state.next_used;
         Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
     }
+}
+
+/// Guests choose ring addresses freely; a sum that wraps is refused by the access, as any address outside of RAM.
+fn ring_at(base: u64, offset: u64) -> u64 {
+    base.wrapping_add(offset)
 }
 
 fn push(memory: &GuestMemory, chain: &mut Chain, descriptor: Descriptor) -> Result<(), QueueError> {

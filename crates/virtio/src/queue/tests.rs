@@ -59,7 +59,8 @@ fn a_chain_and_an_indirect_table_are_read() {
 
 #[test]
 fn broken_rings_are_errors() {
-    let cases: [(&str, fn(&GuestMemory)); 6] = [
+    type Case = (&'static str, fn(&GuestMemory));
+    let cases: [Case; 6] = [
         ("loop", |memory| describe(memory, DESCRIPTORS, 0x5000, 1, 1, 0)),
         ("outside of RAM", |memory| describe(memory, DESCRIPTORS, u64::MAX, 1, 0, 0)),
         ("next beyond the table", |memory| describe(memory, DESCRIPTORS, 0x5000, 1, 1, 8)),
@@ -94,6 +95,23 @@ fn the_event_index_decides_on_interrupts() {
     queue.push_used(&memory, 0, 0).unwrap();
     assert!(queue.wants_interrupt(&memory).unwrap());
     assert!(!queue.wants_interrupt(&memory).unwrap());
+}
+
+#[test]
+fn rings_at_the_end_of_the_address_space_are_errors() {
+    let memory = memory();
+    let state = SplitQueueState {
+        size: 8,
+        descriptors: u64::MAX - 7,
+        available: u64::MAX - 1,
+        used: u64::MAX - 1,
+        ..SplitQueueState::default()
+    };
+    let mut queue = SplitQueue::new(state);
+    assert!(queue.push_used(&memory, 0, 0).is_err());
+    offer(&memory, 0, 0, 1);
+    let mut queue = SplitQueue::new(SplitQueueState { available: AVAILABLE, ..state });
+    assert!(queue.pop(&memory).is_err());
 }
 
 /// Random ring contents: any answer is right but a panic or an endless loop.
