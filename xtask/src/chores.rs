@@ -35,6 +35,8 @@ pub fn test(options: &TestOptions) -> Result<()> {
         environment.push(("VIREO_BIN", workspace::build_vireo()?));
         environment.push(("VIREO_GUESTS", guests::prepare(false)?.folder));
     }
+    // The oracle of disk images and their locks.
+    guests::packages::need("qemu-img", "qemu-utils")?;
     let nextest = command::is_installed("cargo-nextest");
     let mut command = workspace::cargo();
     if nextest {

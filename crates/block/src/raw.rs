@@ -292,14 +292,18 @@ mod tests {
     #[test]
     fn qemu_img_respects_our_lock() {
         let file = image(512);
-        let info = |path: &Path| Command::new("qemu-img").args(["info", "-f", "raw"]).arg(path).output();
-        let Ok(before) = info(file.path()) else {
+        let target = tempfile::NamedTempFile::new().unwrap();
+        let convert = |path: &Path| {
+            let mut command = Command::new("qemu-img");
+            command.args(["convert", "-f", "raw", "-O", "raw"]).arg(path).arg(target.path()).output()
+        };
+        let Ok(before) = convert(file.path()) else {
             eprintln!("skipped: qemu-img is not installed");
             return;
         };
         assert!(before.status.success());
         let _disk = RawFile::open(file.path(), false).unwrap();
-        let during = info(file.path()).unwrap();
+        let during = convert(file.path()).unwrap();
         assert!(!during.status.success());
         assert!(String::from_utf8_lossy(&during.stderr).contains("lock"));
     }

@@ -13,7 +13,7 @@
 
 mod cpio;
 mod initramfs;
-mod packages;
+pub mod packages;
 mod rootfs;
 
 pub use packages::need;

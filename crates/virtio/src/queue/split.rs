@@ -152,9 +152,9 @@ impl SplitQueue {
     }
 }
 
-/// Guests choose ring addresses freely; a sum that wraps is refused by the access, as any address outside of RAM.
+/// Guests choose ring addresses freely; a sum that would wrap is refused by the access, as any address outside of RAM.
 fn ring_at(base: u64, offset: u64) -> u64 {
-    base.wrapping_add(offset)
+    base.saturating_add(offset)
 }
 
 fn push(memory: &GuestMemory, chain: &mut Chain, descriptor: Descriptor) -> Result<(), QueueError> {
