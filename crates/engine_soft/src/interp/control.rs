@@ -107,9 +107,17 @@ pub fn jmp_indirect(cpu: &mut Cpu, insn: &Insn) -> Flow {
 /// CALL through a register or memory.
 pub fn call_indirect(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let target = target_operand(cpu, insn)?;
-    let target = checked(cpu, insn, target)?;
     let back = next(cpu, insn);
+    let old = cpu.regs[4];
+    // Silicon has written the return address when it finds the target at fault; RSP stays.
     cpu.push(back, branch_size(insn))?;
+    let target = match checked(cpu, insn, target) {
+        Ok(target) => target,
+        Err(fault) => {
+            cpu.regs[4] = old;
+            return Err(fault.into());
+        }
+    };
     cpu.set_rip(target);
     Err(Stop::Jump)
 }

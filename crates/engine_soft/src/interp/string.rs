@@ -193,6 +193,21 @@ fn compare_goes_on(cpu: &Cpu, insn: &Insn) -> bool {
     cpu.flags.zf() == (insn.flags & REPNE == 0)
 }
 
+/// REPE or REPNE of a comparison. A fault gives the flags back that were before the instruction (SDM 2, REP).
+#[inline(always)]
+fn repeat_compare(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    element: impl FnMut(&mut Cpu, u64) -> Result<u64, Fault>,
+) -> Flow {
+    let before = cpu.flags;
+    let result = repeat(cpu, insn, element, |cpu| compare_goes_on(cpu, insn));
+    if result == Err(Stop::Fault) {
+        cpu.flags = before;
+    }
+    result
+}
+
 /// SCAS.
 pub fn scas<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let element = |cpu: &mut Cpu, _| {
@@ -202,20 +217,21 @@ pub fn scas<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
         advance::<T>(cpu, insn, gpr::RDI, 1);
         Ok(1)
     };
-    repeat(cpu, insn, element, |cpu| compare_goes_on(cpu, insn))
+    repeat_compare(cpu, insn, element)
 }
 
 /// CMPS.
 pub fn cmps<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let element = |cpu: &mut Cpu, _| {
-        let first = cpu.load::<T>(insn.segment, index(cpu, insn, gpr::RSI))?;
+        // Silicon reports the fault of ES:RDI when both operands would fault.
         let second = cpu.load::<T>(seg::ES, index(cpu, insn, gpr::RDI))?;
+        let first = cpu.load::<T>(insn.segment, index(cpu, insn, gpr::RSI))?;
         Cmp::apply(&mut cpu.flags, first, second);
         advance::<T>(cpu, insn, gpr::RSI, 1);
         advance::<T>(cpu, insn, gpr::RDI, 1);
         Ok(1)
     };
-    repeat(cpu, insn, element, |cpu| compare_goes_on(cpu, insn))
+    repeat_compare(cpu, insn, element)
 }
 
 /// INS. The port is checked even if nothing is moved.

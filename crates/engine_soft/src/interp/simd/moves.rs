@@ -148,7 +148,11 @@ fn store_mmx(cpu: &mut Cpu, insn: &Insn) -> Flow {
     image.enter_mmx();
     let mut value = [0; 8];
     value.copy_from_slice(&image.st(usize::from(insn.dst))[..8]);
-    cpu.store_operand::<[u8; 8]>(insn, value)?;
+    if let Err(fault) = cpu.store_operand::<[u8; 8]>(insn, value) {
+        // Silicon has moved TOP by then, but not marked the registers valid.
+        cpu.fpu.rotate_to(0);
+        return Err(fault.into());
+    }
     cpu.fpu = image;
     Ok(())
 }

@@ -186,7 +186,8 @@ fn store(cpu: &mut Cpu, insn: &Insn) -> Flow {
     run(cpu, insn, &mut scratch, Some(address));
     let unmasked = cpu.fpu.fsw() & !cpu.fpu.fcw() & EXCEPTIONS;
     let result = if unmasked & NOT_STORED != 0 && !pending {
-        cpu.probe(insn.segment, address, u32::from(insn.extra), true)
+        // The exception comes first: silicon does not even look at the memory.
+        Ok(())
     } else {
         match insn.extra {
             2 => cpu.store_operand(insn, first::<2>(&scratch)),
