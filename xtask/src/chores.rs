@@ -36,7 +36,7 @@ pub fn test(options: &TestOptions) -> Result<()> {
         environment.push(("VIREO_GUESTS", guests::prepare(false)?.folder));
     }
     // The oracle of disk images and their locks.
-    guests::packages::need("qemu-img", "qemu-utils")?;
+    guests::need("qemu-img", "qemu-utils")?;
     let nextest = command::is_installed("cargo-nextest");
     let mut command = workspace::cargo();
     if nextest {

@@ -13,7 +13,7 @@
 
 mod cpio;
 mod initramfs;
-pub mod packages;
+mod packages;
 mod rootfs;
 
 pub use packages::need;
