@@ -19,7 +19,7 @@ fn debian_boots_to_its_login_prompt_on_the_software_cpu() -> Result<()> {
     vm.send("root\n")?;
     vm.wait_for("root@vireo", 180)?;
     vm.send("echo cpus=$(nproc) root=$(findmnt -no SOURCE /)\n")?;
-    vm.wait_for("\ncpus=2 root=/dev/vda", 60)?;
+    vm.wait_for("cpus=2 root=/dev/vda", 60)?;
     vm.press_power_button()?;
     let outcome = vm.wait(300)?;
     assert_eq!(outcome.code, Some(0), "{}", outcome.errors);
