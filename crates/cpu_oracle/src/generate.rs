@@ -160,6 +160,7 @@ fn is_excluded(instruction: &Instruction) -> bool {
         || segments
         || far
         || thread
+        || is_known_difference(instruction)
         || instruction.is_privileged() && !instruction.is_string_instruction()
 }
 
