@@ -160,7 +160,6 @@ fn is_excluded(instruction: &Instruction) -> bool {
         || segments
         || far
         || thread
-        || is_known_difference(instruction)
         || instruction.is_privileged() && !instruction.is_string_instruction()
 }
 
@@ -268,8 +267,10 @@ fn draw_instruction(random: &mut Random, group: Group, ip: u64) -> (Instruction,
         let bytes = draw_bytes(random, group);
         let mut decoder = Decoder::with_ip(64, &bytes, ip, DecoderOptions::NONE);
         let instruction = decoder.decode();
-        let left_out =
-            instruction.is_invalid() || is_excluded(&instruction) || !in_group(&instruction, group);
+        let left_out = instruction.is_invalid()
+            || is_excluded(&instruction)
+            || is_known_difference(&instruction)
+            || !in_group(&instruction, group);
         if left_out || !is_wanted_flow(random, &instruction) {
             continue;
         }
