@@ -14,7 +14,7 @@ use crate::{command, workspace};
 /// The first program of the guest.
 const INIT: &str = include_str!("init.sh");
 /// Raised when the way the archive is made changes.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// Modules and folders of modules taken from the kernel package.
 const MODULES: &[&str] = &[
     "drivers/virtio",
@@ -46,7 +46,7 @@ pub fn module_tree(folder: &Path, kernel: &Kernel, busybox: &Path) -> Result<Pat
             let from = if from.exists() { from } else { compressed };
             command::run(Command::new("cp").arg("-r").arg(from).arg(above))?;
         }
-        for index in ["modules.builtin", "modules.order"] {
+        for index in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
             std::fs::copy(kernel.modules.join(index), target.join(index))?;
         }
         command::run(Command::new(busybox).args(["depmod", "-b"]).arg(&tree).arg(&kernel.release))

@@ -8,7 +8,9 @@ rm -rf "$work"
 debootstrap --variant=minbase \
   --include=systemd,systemd-sysv,udev,login,kmod,util-linux,dbus bookworm "$work" $mirror
 
+# udev finds modules by kmod's binary index, which busybox's depmod does not write.
 cp -r "$modules/lib/modules" "$work/lib/"
+for release in "$work"/lib/modules/*; do chroot "$work" depmod -a "${release##*/}"; done
 chroot "$work" passwd --delete root
 echo vireo > "$work/etc/hostname"
 echo '/dev/vda / ext4 defaults 0 1' > "$work/etc/fstab"
