@@ -1,11 +1,28 @@
 //! Virtual disks.
 //!
-//! A [`BlockBackend`] is a disk's content: positional, vectored, shared by all queues of a device. Raw files are
-//! [`RawFile`]. The crate knows nothing of guests; a device translates its requests into these calls.
+//! A [`BlockBackend`] is a disk's content: positional, vectored, shared by all queues of a device. A [`DiskImage`] is
+//! one that lives in a file of some format, and knows more: facts, a check, snapshots, bitmaps. [`open`] leads from a
+//! path and a stated format to an image; the formats are [`Driver`]s. The crate knows nothing of guests; a device
+//! translates its requests into these calls.
+//!
+//! ```text
+//! device ─► BlockBackend: throttle, … ─► DiskImage: qcow2, … ─► BlockBackend: RawFile ─► host
+//!                                            └─► backing DiskImage ─► …
+//! ```
 
 mod backend;
+mod error;
+mod format;
+mod image;
 mod lock;
+mod options;
 mod raw;
 
-pub use backend::{BlockBackend, SECTOR_SIZE};
-pub use raw::{BlockError, RawFile};
+pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
+pub use error::BlockError;
+pub use format::{Driver, create, driver, drivers, open, open_backing, probe, referred_file, with_causes};
+pub use image::{
+    BitmapInfo, Bitmaps, CheckReport, DiskImage, ImageInfo, ImageResult, Repair, SnapshotInfo, Snapshots,
+};
+pub use options::{BackingPolicy, CacheMode, CreateOptions, OpenOptions, Preallocation, parse_size, switch};
+pub use raw::{RawFile, RawImage};

@@ -1,71 +1,59 @@
 //! Raw files and block devices.
 #![expect(unsafe_code, reason = "vectored positional I/O and fallocate are system calls")]
 
+mod image;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use image::RawFormat;
+pub use image::RawImage;
+
+use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
+use crate::error::BlockError;
 use crate::lock;
-use crate::{BlockBackend, SECTOR_SIZE};
-use std::fs::{File, OpenOptions};
+use crate::options::{OpenOptions, Preallocation};
+use std::fs::File;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use thiserror::Error as ThisError;
 
-/// Why a disk cannot be opened.
-#[derive(Debug, ThisError)]
-pub enum BlockError {
-    /// The system refuses.
-    #[error("Disk {path} cannot be opened{hint}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What would help, if anything is known.
-        hint: &'static str,
-        /// The system's reason.
-        source: Error,
-    },
-    /// Neither a regular file nor a block device.
-    #[error("Disk {path} is {what}; a regular file or a block device is needed")]
-    NotADisk {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
-    },
-    /// No whole number of sectors.
-    #[error("Disk {path} has {size} bytes, which is {problem}; grow it with: truncate -s {right} {path}")]
-    Size {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        size: u64,
-        /// What is wrong with that.
-        problem: &'static str,
-        /// The next size that is right.
-        right: u64,
-    },
-    /// Somebody else has it open.
-    #[error("Disk {path} is in use by another process; a disk can be shared only if all open it read-only")]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-/// A raw image: byte `n` of the disk is byte `n` of the file.
+/// A file or block device: byte `n` of the disk is byte `n` of the file.
+///
+/// Opened as a disk ([`RawFile::open`]) it has a fixed size, and what leaves it is an error. Opened as the file below a
+/// format ([`RawFile::open_storage`]) it grows with what is written to it.
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
     size: AtomicU64,
     read_only: bool,
+    growable: bool,
+    /// The disk on its file system takes no space for zeros.
+    regular: bool,
 }
 
 impl RawFile {
-    /// Opens and locks an image.
+    /// Opens and locks a raw disk.
     pub fn open(path: &Path, read_only: bool) -> std::result::Result<Self, BlockError> {
+        let options = OpenOptions { read_only, ..OpenOptions::default() };
+        let mut file = Self::open_storage(path, &options)?;
+        let size = *file.size.get_mut();
+        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
+            let problem = if size == 0 { "empty" } else { "no multiple of 512" };
+            let right = size.max(1).next_multiple_of(SECTOR_SIZE);
+            return Err(BlockError::Size { path: path.to_owned(), size, problem, right });
+        }
+        file.growable = false;
+        Ok(file)
+    }
+
+    /// Opens and locks the file below a format. It may have any size.
+    pub fn open_storage(path: &Path, options: &OpenOptions) -> std::result::Result<Self, BlockError> {
         let own = path.to_owned();
-        let opened = OpenOptions::new().read(true).write(!read_only).open(path);
-        let mut file = match opened {
+        let read_only = options.read_only;
+        let opened = File::options().read(true).write(!read_only).open(path);
+        let file = match opened {
             Ok(file) => file,
             Err(source) if path.is_dir() => {
                 drop(source);
@@ -78,6 +66,26 @@ impl RawFile {
                 return Err(BlockError::Open { path: own, hint, source });
             }
         };
+        Self::adopt(file, path, options)
+    }
+
+    /// Makes an empty file, or empties the one that is there, and opens it as the file below a format. A block device
+    /// stays as it is.
+    pub fn create_storage(path: &Path) -> std::result::Result<Self, BlockError> {
+        let failed = |source| BlockError::Open { path: path.to_owned(), hint: " for a new image", source };
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        let storage = Self::adopt(file, path, &OpenOptions::default())?;
+        if storage.regular {
+            // Only now that it is locked.
+            storage.file.set_len(0).map_err(failed)?;
+            storage.size.store(0, Ordering::Release);
+        }
+        Ok(storage)
+    }
+
+    fn adopt(mut file: File, path: &Path, options: &OpenOptions) -> std::result::Result<Self, BlockError> {
+        let own = path.to_owned();
         let failed = |source| BlockError::Open { path: path.to_owned(), hint: "", source };
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -85,20 +93,54 @@ impl RawFile {
             return Err(BlockError::NotADisk { path: own, what });
         }
         let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
-            let problem = if size == 0 { "empty" } else { "no multiple of 512" };
-            let right = size.max(1).next_multiple_of(SECTOR_SIZE);
-            return Err(BlockError::Size { path: own, size, problem, right });
-        }
-        if !lock::acquire(&file, !read_only).map_err(failed)? {
+        if !options.ignore_locks && !lock::acquire(&file, !options.read_only).map_err(failed)? {
             return Err(BlockError::InUse { path: own });
         }
-        Ok(RawFile { file, size: AtomicU64::new(size), read_only })
+        let regular = kind.is_file();
+        Ok(RawFile {
+            file,
+            size: AtomicU64::new(size),
+            read_only: options.read_only,
+            growable: regular,
+            regular,
+        })
+    }
+
+    /// Bytes the file takes on its file system.
+    pub fn actual_size(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    /// Takes space for a range, growing the file where it ends earlier.
+    pub fn allocate(&self, offset: u64, len: u64, mode: Preallocation) -> Result<()> {
+        let end = offset.checked_add(len).ok_or(ErrorKind::InvalidInput)?;
+        match mode {
+            Preallocation::Off | Preallocation::Metadata => {
+                if self.size() < end {
+                    self.file.set_len(end)?;
+                }
+            }
+            Preallocation::Falloc if len > 0 => match self.fallocate(0, offset, len) {
+                Err(error) if is_unsupported(&error) => self.write_zero_bytes(offset, len)?,
+                result => result?,
+            },
+            Preallocation::Falloc => {}
+            Preallocation::Full => self.write_zero_bytes(offset, len)?,
+        }
+        self.size.fetch_max(end, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The bytes of a request that the file has; the rest reads as zeros.
+    fn stored(&self, offset: u64, len: u64) -> u64 {
+        self.size().saturating_sub(offset).min(len)
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<()> {
         match offset.checked_add(len) {
             Some(end) if end <= self.size() => Ok(()),
+            Some(end) if self.growable && i64::try_from(end).is_ok() => Ok(()),
             _ => Err(Error::new(ErrorKind::InvalidInput, "the range leaves the disk")),
         }
     }
@@ -132,12 +174,48 @@ impl BlockBackend for RawFile {
         self.size.load(Ordering::Acquire)
     }
 
-    fn is_read_only(&self) -> bool {
-        self.read_only
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            read_only: self.read_only,
+            discard: true,
+            zero_alignment: 4096,
+            growable: self.growable,
+        }
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
+        self.check(offset, len)?;
+        let end = offset + len;
+        let size = self.size();
+        if !self.regular || len == 0 {
+            return Ok(Extent::data(offset, len, Some(offset)));
+        }
+        if offset >= size {
+            return Ok(Extent::zero(offset, len));
+        }
+        let seek = |whence| {
+            // SAFETY: numbers only. All transfers name their offset, so that the file's position means nothing.
+            let at = unsafe { libc::lseek(self.file.as_raw_fd(), offset as i64, whence) };
+            if at < 0 { Err(Error::last_os_error()) } else { Ok(at as u64) }
+        };
+        let data = match seek(libc::SEEK_DATA) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => end,
+            Err(error) if is_unsupported(&error) => offset,
+            result => result?.min(end),
+        };
+        if data > offset {
+            return Ok(Extent { offset: Some(offset), ..Extent::zero(offset, data - offset) });
+        }
+        let hole = match seek(libc::SEEK_HOLE) {
+            Err(error) if is_unsupported(&error) => end.min(size),
+            result => result?.min(end),
+        };
+        Ok(Extent::data(offset, hole.max(offset + 1) - offset, Some(offset)))
     }
 
     fn read_at(&self, mut offset: u64, mut buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        self.check(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+        let len = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        self.check(offset, len)?;
         IoSliceMut::advance_slices(&mut buffers, 0);
         while !buffers.is_empty() {
             let count = buffers.len().min(VECTORS_MAX) as i32;
@@ -145,6 +223,11 @@ impl BlockBackend for RawFile {
             let done =
                 unsafe { libc::preadv(self.file.as_raw_fd(), buffers.as_ptr().cast(), count, offset as i64) };
             match done {
+                // The end: in a file below a format, zeros follow.
+                0 if self.growable => {
+                    buffers.iter_mut().for_each(|buffer| buffer.fill(0));
+                    return Ok(());
+                }
                 0 => return Err(ErrorKind::UnexpectedEof.into()),
                 1.. => {
                     offset += done as u64;
@@ -176,6 +259,9 @@ impl BlockBackend for RawFile {
                 _ => retry_if_interrupted()?,
             }
         }
+        if self.growable {
+            self.size.fetch_max(offset, Ordering::AcqRel);
+        }
         Ok(())
     }
 
@@ -185,6 +271,7 @@ impl BlockBackend for RawFile {
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_write(offset, len)?;
+        let len = self.stored(offset, len);
         if len == 0 {
             return Ok(());
         }
@@ -198,6 +285,12 @@ impl BlockBackend for RawFile {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.check_write(offset, len)?;
+        let end = offset + len;
+        let len = self.stored(offset, len);
+        if self.growable && self.size() < end {
+            self.file.set_len(end)?;
+            self.size.fetch_max(end, Ordering::AcqRel);
+        }
         if len == 0 {
             return Ok(());
         }
@@ -213,7 +306,7 @@ impl BlockBackend for RawFile {
         if self.read_only {
             return Err(ErrorKind::ReadOnlyFilesystem.into());
         }
-        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
+        if !self.growable && (size == 0 || !size.is_multiple_of(SECTOR_SIZE)) {
             return Err(Error::new(ErrorKind::InvalidInput, "the size is no multiple of 512"));
         }
         self.file.set_len(size)?;
@@ -239,72 +332,4 @@ impl RawFile {
 fn retry_if_interrupted() -> Result<()> {
     let error = Error::last_os_error();
     if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-    use std::process::Command;
-
-    fn image(size: usize) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&vec![0xaa; size]).unwrap();
-        file
-    }
-
-    #[test]
-    fn what_is_written_is_read_and_zeroes_are_zero() {
-        let file = image(8192);
-        let disk = RawFile::open(file.path(), false).unwrap();
-        disk.write_at(510, &[IoSlice::new(&[1, 2]), IoSlice::new(&[]), IoSlice::new(&[3])]).unwrap();
-        disk.write_zeroes(4096, 1024, false).unwrap();
-        let (mut a, mut b) = ([0; 4], [9; 2]);
-        disk.read_at(509, &mut [IoSliceMut::new(&mut a)]).unwrap();
-        disk.read_at(5119, &mut [IoSliceMut::new(&mut b)]).unwrap();
-        assert_eq!((a, b), ([0xaa, 1, 2, 3], [0, 0xaa]));
-        assert!(disk.read_at(8191, &mut [IoSliceMut::new(&mut b)]).is_err());
-        assert!(disk.write_at(u64::MAX, &[IoSlice::new(&b)]).is_err());
-    }
-
-    #[test]
-    fn sizes_and_kinds_that_are_no_disks_are_refused_with_the_reason() {
-        let odd = image(1000);
-        let error = RawFile::open(odd.path(), false).unwrap_err().to_string();
-        assert!(error.contains("1000 bytes") && error.contains("truncate -s 1024"), "{error}");
-        assert!(RawFile::open(Path::new("/"), true).unwrap_err().to_string().contains("a directory"));
-        assert!(RawFile::open(Path::new("/nonexistent/disk"), true).is_err());
-    }
-
-    #[test]
-    fn one_writer_or_many_readers() {
-        let file = image(512);
-        let writer = RawFile::open(file.path(), false).unwrap();
-        assert!(matches!(RawFile::open(file.path(), true), Err(BlockError::InUse { .. })));
-        drop(writer);
-        let reader = RawFile::open(file.path(), true).unwrap();
-        let _other = RawFile::open(file.path(), true).unwrap();
-        assert!(matches!(RawFile::open(file.path(), false), Err(BlockError::InUse { .. })));
-        drop(reader);
-    }
-
-    /// The oracle of the lock bytes is `qemu-img`.
-    #[test]
-    fn qemu_img_respects_our_lock() {
-        let file = image(512);
-        let target = tempfile::NamedTempFile::new().unwrap();
-        let convert = |path: &Path| {
-            let mut command = Command::new("qemu-img");
-            command.args(["convert", "-f", "raw", "-O", "raw"]).arg(path).arg(target.path()).output()
-        };
-        let Ok(before) = convert(file.path()) else {
-            eprintln!("skipped: qemu-img is not installed");
-            return;
-        };
-        assert!(before.status.success());
-        let _disk = RawFile::open(file.path(), false).unwrap();
-        let during = convert(file.path()).unwrap();
-        assert!(!during.status.success());
-        assert!(String::from_utf8_lossy(&during.stderr).contains("lock"));
-    }
 }
