@@ -21,11 +21,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: boot KERNEL INITRD \"COMMAND LINE\" [CPUS [DISK]]".into());
     };
     let open = |path: &String| block::RawFile::open(path.as_ref(), false);
-    let disks = rest
-        .get(1)
-        .map(open)
-        .transpose()?
-        .map(|disk| Disk { backend: Arc::new(disk), serial: String::new() });
+    let disks = rest.get(1).map(open).transpose()?.map(|disk| Disk {
+        backend: Arc::new(disk),
+        serial: String::new(),
+        queues: 1,
+        packed: false,
+    });
     let disks = disks.into_iter().collect();
     let settings = MachineSettings {
         engine: Arc::new(engine_soft::SoftEngine::new()),
@@ -39,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             append: append.clone(),
             ..loader::BootSource::default()
         },
-        board: BoardSettings { serial: Arc::new(Stdout), disks, debug_exit: Some(0xf4) },
+        board: BoardSettings { serial: Arc::new(Stdout), console: None, disks, debug_exit: Some(0xf4) },
     };
     let (machine, events) = Machine::new(settings)?;
     machine.resume();

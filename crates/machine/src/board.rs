@@ -21,6 +21,8 @@ use guest_clock::{Entropy, TimerQueue};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use thiserror::Error;
+use virtio::console::{Console, ConsoleDevice};
+use virtio::{PciWiring, VirtioDevice, VirtioPci};
 
 /// A disk of the machine.
 pub struct Disk {
@@ -28,12 +30,18 @@ pub struct Disk {
     pub backend: Arc<dyn BlockBackend>,
     /// Serial number the guest sees, at most 20 bytes.
     pub serial: String,
+    /// Request queues, each with a thread of its own; 1 to [`virtio::blk::bits::QUEUES_MAX`].
+    pub queues: u16,
+    /// Whether the guest may use packed rings.
+    pub packed: bool,
 }
 
 /// What is on the board besides the chipset.
 pub struct BoardSettings {
     /// The first serial port, 0x3f8.
     pub serial: Arc<dyn SerialBackend>,
+    /// The other end of the virtio console, if there is one.
+    pub console: Option<Arc<dyn SerialBackend>>,
     /// virtio disks, in order.
     pub disks: Vec<Disk>,
     /// Port of the debug-exit device, if any.
@@ -77,6 +85,7 @@ pub(crate) struct Surroundings {
 pub(crate) struct Board {
     pub io: Arc<BoardIo>,
     pub serial: Arc<Serial>,
+    pub console: Option<Arc<Console>>,
     pub power_management: Arc<AcpiPm>,
     root: Arc<RootComplex>,
     /// All devices; the root complex is the last, because it maps what the others decode.
@@ -204,11 +213,11 @@ impl Board {
         }
 
         let root = builder.add_pci(&events.power)?;
-        add_virtio(&mut builder, &root, settings.disks)?;
+        let console = add_virtio(&mut builder, &root, settings.disks, settings.console)?;
         root.assign_addresses()?;
         builder.devices.push(root.clone());
         let io = Arc::new(BoardIo { ports, memory: memory_bus, pic, ioapic });
-        Ok(Board { io, serial, power_management, root, devices: builder.devices })
+        Ok(Board { io, serial, console, power_management, root, devices: builder.devices })
     }
 
     /// Power-on state of all devices.
@@ -233,19 +242,24 @@ impl Board {
     }
 }
 
-/// Entropy first, then the disks, in the order of the configuration.
-fn add_virtio(builder: &mut Builder, root: &Arc<RootComplex>, disks: Vec<Disk>) -> Result<(), BoardError> {
+/// Entropy first, then the disks, in the order of the configuration, then the console: none moves when one of the
+/// later is added.
+fn add_virtio(
+    builder: &mut Builder,
+    root: &Arc<RootComplex>,
+    disks: Vec<Disk>,
+    console: Option<Arc<dyn SerialBackend>>,
+) -> Result<Option<Arc<Console>>, BoardError> {
     let mut slot = 1;
-    let mut add = |builder: &mut Builder, name: String, device: Box<dyn virtio::VirtioDevice>| {
-        let msi: Arc<dyn MsiSink> = builder.around.gate.clone();
-        let function = virtio::VirtioPci::new(
-            &name,
-            device,
-            builder.around.memory.clone(),
-            msi,
-            root.intx_line(slot, 1),
-        )
-        .map_err(|source| BoardError::Device { name, source })?;
+    let mut add = |builder: &mut Builder, name: String, device: Box<dyn VirtioDevice>, packed: bool| {
+        let wiring = PciWiring {
+            memory: builder.around.memory.clone(),
+            msi: builder.around.gate.clone(),
+            line: root.intx_line(slot, 1),
+            packed,
+        };
+        let function =
+            VirtioPci::new(&name, device, wiring).map_err(|source| BoardError::Device { name, source })?;
         let as_function: Arc<dyn PciFunction> = function.clone();
         root.add(slot, as_function)?;
         builder.devices.push(function);
@@ -253,10 +267,13 @@ fn add_virtio(builder: &mut Builder, root: &Arc<RootComplex>, disks: Vec<Disk>) 
         Ok::<(), BoardError>(())
     };
     let entropy = virtio::entropy::Entropy::new(builder.around.entropy.clone());
-    add(builder, "entropy0".to_owned(), Box::new(entropy))?;
+    add(builder, "entropy0".to_owned(), Box::new(entropy), false)?;
     for (index, disk) in disks.into_iter().enumerate() {
-        let device = virtio::blk::Block::new(disk.backend, &disk.serial);
-        add(builder, format!("disk{index}"), Box::new(device))?;
+        let device = virtio::blk::Block::new(disk.backend, &disk.serial, disk.queues);
+        add(builder, format!("disk{index}"), Box::new(device), disk.packed)?;
     }
-    Ok(())
+    let Some(backend) = console else { return Ok(None) };
+    let console = Console::new(Box::new(move |bytes| backend.write(bytes)));
+    add(builder, "console0".to_owned(), Box::new(ConsoleDevice(console.clone())), false)?;
+    Ok(Some(console))
 }

@@ -25,3 +25,4 @@ pub use board::{BoardSettings, Disk};
 pub use chipset::serial::{Serial, SerialBackend};
 pub use life::{Machine, MachineError, MachineEvent, MachineSettings};
 pub use loader::BootSource;
+pub use virtio::console::Console;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use thiserror::Error;
+use virtio::console::Console;
 use x86::CpuState;
 
 /// What becomes of a machine without anybody asking.
@@ -267,6 +268,11 @@ impl Machine {
     /// Presses the power button.
     pub fn press_power_button(&self) {
         self.board.power_management.press_power_button();
+    }
+
+    /// The virtio console, for its input and size, if there is one.
+    pub fn console(&self) -> Option<&Arc<Console>> {
+        self.board.console.as_ref()
     }
 
     /// The first serial port, for its input.

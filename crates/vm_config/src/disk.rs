@@ -14,7 +14,8 @@ pub enum DiskFormat {
     Raw,
 }
 
-/// A disk. Text: `PATH[,format=raw][,readonly=on|off][,serial=TEXT]`; a comma of the path is written twice.
+/// A disk. Text: `PATH[,format=raw][,readonly=on|off][,serial=TEXT]
+/// [,queues=N][,packed=on|off]`; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
@@ -29,7 +30,16 @@ pub struct DiskConfig {
     /// Serial number that the guest reads, at most 20 bytes of ASCII; empty for a numbered one.
     #[serde(default)]
     pub serial: String,
+    /// Request queues, 1 to [`MAX_DISK_QUEUES`]; without a number, one a processor up to four.
+    #[serde(default)]
+    pub queues: Option<u16>,
+    /// The guest may use packed virtqueues (virtio 1.2, 2.8) instead of split ones.
+    #[serde(default)]
+    pub packed: bool,
 }
+
+/// Most request queues of a disk.
+pub const MAX_DISK_QUEUES: u16 = 16;
 
 /// virtio's length of a serial number (virtio 1.2, 5.2.6.1).
 const SERIAL_LEN: usize = 20;
@@ -44,6 +54,10 @@ impl DiskConfig {
         if serial.len() > SERIAL_LEN || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
             let reason = "at most 20 visible ASCII characters are needed";
             return Err(ConfigError::value("Disk serial", serial, reason));
+        }
+        if let Some(queues) = self.queues.filter(|queues| !(1..=MAX_DISK_QUEUES).contains(queues)) {
+            let reason = format!("1 to {MAX_DISK_QUEUES} are possible");
+            return Err(ConfigError::value("Disk queues", queues.to_string(), reason));
         }
         Ok(())
     }
@@ -82,8 +96,16 @@ impl FromStr for DiskConfig {
                     return Err(fail(format!("readonly is on or off, not {other:?}")));
                 }
                 Some(("serial", serial)) => disk.serial = serial.to_owned(),
+                Some(("queues", number)) => {
+                    let parsed = number.parse();
+                    disk.queues =
+                        Some(parsed.map_err(|_| fail(format!("queues is a number, not {number:?}")))?);
+                }
+                Some(("packed", "on")) => disk.packed = true,
+                Some(("packed", "off")) => disk.packed = false,
+                Some(("packed", other)) => return Err(fail(format!("packed is on or off, not {other:?}"))),
                 _ => {
-                    let known = "known: format=raw, readonly=on|off, serial=TEXT";
+                    let known = "known: format=raw, readonly=on|off, serial=TEXT, queues=N, packed=on|off";
                     return Err(fail(format!("{part:?} is not an option of a disk; {known}")));
                 }
             }
@@ -103,6 +125,9 @@ mod tests {
         assert_eq!(disk.path, PathBuf::from("a,b.raw"));
         assert!(disk.readonly);
         assert_eq!(disk.serial, "S1");
+        assert_eq!((disk.queues, disk.packed), (None, false));
+        let disk: DiskConfig = "a,queues=4,packed=on".parse().unwrap();
+        assert_eq!((disk.queues, disk.packed), (Some(4), true));
     }
 
     #[test]
@@ -112,6 +137,9 @@ mod tests {
             ("a,format=qcow2", "raw"),
             ("a,readonly=yes", "on or off"),
             ("a,cache=none", "known: format"),
+            ("a,queues=0", "1 to 16"),
+            ("a,queues=many", "a number"),
+            ("a,packed=1", "on or off"),
             ("a,serial=123456789012345678901", "at most 20"),
         ] {
             let error = text.parse::<DiskConfig>().unwrap_err().to_string();

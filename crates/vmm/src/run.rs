@@ -41,7 +41,12 @@ pub fn run(config: &VmConfig, options: RunOptions) -> Result<Outcome, VmmError> 
             append: config.append.clone(),
             ..BootSource::default()
         },
-        board: BoardSettings { serial: console.backend(), disks, debug_exit: config.debug_exit },
+        board: BoardSettings {
+            serial: console.backend(),
+            console: None,
+            disks,
+            debug_exit: config.debug_exit,
+        },
     };
     let (machine, events) = Machine::new(settings)?;
     let (sender, requests) = channel();
@@ -69,9 +74,15 @@ fn open_disks(config: &VmConfig) -> Result<Vec<Disk>, VmmError> {
     let open = |(index, disk): (usize, &vm_config::DiskConfig)| {
         let backend: Arc<dyn BlockBackend> = Arc::new(RawFile::open(&disk.path, disk.readonly)?);
         let serial = if disk.serial.is_empty() { format!("disk{index}") } else { disk.serial.clone() };
-        Ok(Disk { backend, serial })
+        let queues = disk.queues.unwrap_or_else(|| automatic_queues(config.cpus));
+        Ok(Disk { backend, serial, queues, packed: disk.packed })
     };
     config.disks.iter().enumerate().map(open).collect()
+}
+
+/// A queue a processor spares the guest's processors to wait for each other; each costs a thread.
+fn automatic_queues(cpus: u32) -> u16 {
+    cpus.clamp(1, 4) as u16
 }
 
 struct RunningGuest {

@@ -58,7 +58,7 @@ pub struct RunArgs {
     /// auto, kvm or software [default: auto]
     #[arg(long)]
     engine: Option<EngineChoice>,
-    /// Disk: `PATH[,format=raw][,readonly=on][,serial=TEXT]`; may be repeated
+    /// Disk: `PATH[,format=raw][,readonly=on][,serial=TEXT][,queues=N][,packed=on]`; may be repeated
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskConfig>,
     /// Serial port: stdio, pty, unix:PATH, file:PATH or none [default: stdio]

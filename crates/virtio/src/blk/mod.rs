@@ -1,45 +1,77 @@
 //! The block device (virtio 5.2).
+//!
+//! Requests go from the queue to the disk's [`BlockBackend`] on the queue's own thread, data directly between guest
+//! RAM and the backend. With several queues, several requests are under way.
 
 pub mod bits;
 mod request;
+mod state;
 #[cfg(test)]
 mod tests;
 
-use crate::VirtioDevice;
-use crate::queue::{QueueError, SplitQueue};
-use bits::{ID_LEN, QUEUE_SIZE, RANGE_SECTORS_MAX, feature};
+pub use state::BlockState;
+
+use crate::queue::QueueError;
+use crate::{Batch, Transport, VirtioDevice};
+use bits::{BUFFER_MAX, ID_LEN, PHYSICAL_BLOCK_EXPONENT, QUEUE_SIZE, RANGE_SECTORS_MAX, RANGES_MAX};
+use bits::{config, feature};
 use block::{BlockBackend, SECTOR_SIZE};
-use guest_memory::GuestMemory;
-use std::sync::Arc;
+use device::{Record, SaveError};
+use request::Disk;
+use state::{KIND, VERSION};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// A disk.
 pub struct Block {
     backend: Arc<dyn BlockBackend>,
     id: [u8; ID_LEN],
+    sizes: Vec<u16>,
+    /// What the driver set by VIRTIO_BLK_F_CONFIG_WCE.
+    writeback: AtomicBool,
 }
 
 impl Block {
-    /// A disk with the given content; of `serial`, the first 20 bytes count.
-    pub fn new(backend: Arc<dyn BlockBackend>, serial: &str) -> Self {
+    /// A disk with the given content and `queues` queues (1 to [`bits::QUEUES_MAX`]); of `serial`, the first 20 bytes
+    /// count.
+    pub fn new(backend: Arc<dyn BlockBackend>, serial: &str, queues: u16) -> Self {
         let mut id = [0; ID_LEN];
         id.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
-        Block { backend, id }
+        let sizes = vec![QUEUE_SIZE; queues.clamp(1, bits::QUEUES_MAX).into()];
+        Block { backend, id, sizes, writeback: AtomicBool::new(true) }
     }
 
     /// struct virtio_blk_config (virtio 5.2.4).
-    fn config(&self) -> [u8; 60] {
-        let mut config = [0; 60];
-        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &(self.backend.size() / SECTOR_SIZE).to_le_bytes());
-        put(12, &(u32::from(QUEUE_SIZE) - 2).to_le_bytes()); // seg_max: without header and status
-        put(20, &(SECTOR_SIZE as u32).to_le_bytes()); // blk_size
-        put(36, &RANGE_SECTORS_MAX.to_le_bytes()); // max_discard_sectors
-        put(40, &1_u32.to_le_bytes()); // max_discard_seg
-        put(44, &8_u32.to_le_bytes()); // discard_sector_alignment: file-system blocks
-        put(48, &RANGE_SECTORS_MAX.to_le_bytes()); // max_write_zeroes_sectors
-        put(52, &1_u32.to_le_bytes()); // max_write_zeroes_seg
-        put(56, &[1]); // write_zeroes_may_unmap
-        config
+    fn config(&self) -> [u8; config::LEN] {
+        let mut space = [0; config::LEN];
+        let mut put = |at: usize, bytes: &[u8]| {
+            space.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
+        };
+        put(config::CAPACITY, &(self.backend.size() / SECTOR_SIZE).to_le_bytes());
+        put(config::SIZE_MAX, &BUFFER_MAX.to_le_bytes());
+        // Without header and status.
+        put(config::SEG_MAX, &(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+        put(config::BLOCK_SIZE, &(SECTOR_SIZE as u32).to_le_bytes());
+        put(config::PHYSICAL_BLOCK_EXPONENT, &[PHYSICAL_BLOCK_EXPONENT]);
+        put(config::MIN_IO_SIZE, &(1_u16 << PHYSICAL_BLOCK_EXPONENT).to_le_bytes());
+        put(config::WRITEBACK, &[self.writeback.load(Ordering::SeqCst).into()]);
+        put(config::NUM_QUEUES, &(self.sizes.len() as u16).to_le_bytes());
+        put(config::DISCARD_SECTORS, &RANGE_SECTORS_MAX.to_le_bytes());
+        put(config::DISCARD_SEGMENTS, &RANGES_MAX.to_le_bytes());
+        put(config::DISCARD_ALIGNMENT, &(1_u32 << PHYSICAL_BLOCK_EXPONENT).to_le_bytes());
+        put(config::ZEROES_SECTORS, &RANGE_SECTORS_MAX.to_le_bytes());
+        put(config::ZEROES_SEGMENTS, &RANGES_MAX.to_le_bytes());
+        put(config::ZEROES_UNMAP, &[1]);
+        space
+    }
+
+    /// Whether a write may be complete before it is flushed (virtio 5.2.5.2).
+    fn is_writeback(&self, features: u64) -> bool {
+        match features & feature::CONFIG_WCE != 0 {
+            true => self.writeback.load(Ordering::SeqCst),
+            false => features & feature::FLUSH != 0,
+        }
     }
 }
 
@@ -51,36 +83,78 @@ impl VirtioDevice for Block {
         0x01_0000
     }
     fn features(&self) -> u64 {
-        let common = feature::SEG_MAX | feature::BLOCK_SIZE | feature::FLUSH;
-        if self.backend.is_read_only() {
-            common | feature::READ_ONLY
-        } else {
-            common | feature::DISCARD | feature::WRITE_ZEROES
-        }
+        let always = feature::SIZE_MAX
+            | feature::SEG_MAX
+            | feature::BLOCK_SIZE
+            | feature::TOPOLOGY
+            | feature::FLUSH
+            | feature::CONFIG_WCE;
+        let multi_queue = if self.sizes.len() > 1 { feature::MULTI_QUEUE } else { 0 };
+        let can = self.backend.capabilities();
+        let by_access = match can.read_only {
+            true => feature::READ_ONLY,
+            false if can.discard => feature::DISCARD | feature::WRITE_ZEROES,
+            false => feature::WRITE_ZEROES,
+        };
+        always | multi_queue | by_access
     }
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.sizes
     }
+    fn workers(&self) -> usize {
+        self.sizes.len()
+    }
+    fn rest(&self) -> Duration {
+        Duration::ZERO
+    }
+    fn attach(&self, _transport: Weak<dyn Transport>) {}
     fn config_read(&self, offset: usize, data: &mut [u8]) {
-        let config = self.config();
-        for (i, byte) in data.iter_mut().enumerate() {
-            *byte = config.get(offset + i).copied().unwrap_or(0);
+        let space = self.config();
+        data.fill(0);
+        data.iter_mut().zip(space.iter().skip(offset)).for_each(|(to, from)| *to = *from);
+    }
+    fn config_write(&self, offset: usize, data: &[u8], features: u64) {
+        if let (config::WRITEBACK, [value]) = (offset, data)
+            && features & feature::CONFIG_WCE != 0
+        {
+            self.writeback.store(value & 1 != 0, Ordering::SeqCst);
         }
     }
-    fn serve(
-        &self,
-        _index: usize,
-        queue: &mut SplitQueue,
-        memory: &GuestMemory,
-        _features: u64,
-    ) -> Result<bool, QueueError> {
-        let mut used = false;
-        while let Some(chain) = queue.pop(memory)? {
-            let head = chain.head;
-            let written = request::execute(self.backend.as_ref(), &self.id, memory, chain)?;
-            queue.push_used(memory, head, written)?;
-            used = true;
+
+    fn serve(&self, _index: usize, batch: &mut Batch<'_>) -> Result<(), QueueError> {
+        let features = batch.features();
+        let disk = Disk {
+            backend: self.backend.as_ref(),
+            id: &self.id,
+            features,
+            writeback: self.is_writeback(features),
+            memory: batch.memory(),
+        };
+        while let Some(chain) = batch.pop()? {
+            let ticket = chain.ticket;
+            let written = disk.execute(chain)?;
+            batch.complete(ticket, written)?;
         }
-        Ok(used)
+        Ok(())
+    }
+
+    fn pause(&self) {}
+    fn resume(&self) {}
+    fn reset(&self) {
+        self.writeback.store(true, Ordering::SeqCst);
+    }
+    fn save(&self, name: &str) -> Result<Record, SaveError> {
+        let Block { backend, id: _, sizes: _, writeback } = self;
+        let state = BlockState { size: backend.size(), writeback: writeback.load(Ordering::SeqCst) };
+        Record::new(name, KIND, VERSION, &state)
+    }
+    fn restore(&self, record: &Record) -> Result<(), SaveError> {
+        let BlockState { size, writeback } = record.open(KIND, VERSION)?;
+        if size != self.backend.size() {
+            let found = self.backend.size();
+            return Err(record.malformed(format!("the disk had {size} bytes and has {found} now")));
+        }
+        self.writeback.store(writeback, Ordering::SeqCst);
+        Ok(())
     }
 }

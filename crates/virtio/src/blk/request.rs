@@ -1,115 +1,187 @@
-//! One request of a block device (virtio 5.2.6): header, data, status byte.
-#![expect(unsafe_code, reason = "disk data goes directly between guest RAM and the file")]
+//! One request of a block device (virtio 5.2.6): header, data, status byte, in any division into buffers.
+#![expect(unsafe_code, reason = "disk data goes directly between guest RAM and the backend")]
 
-use super::bits::{ID_LEN, RANGE_SECTORS_MAX, request, status};
+use super::bits::{ID_LEN, RANGE_SECTORS_MAX, RANGES_MAX, feature, request, status};
 use crate::queue::{Buffer, Chain, QueueError};
 use block::{BlockBackend, SECTOR_SIZE};
 use guest_memory::GuestMemory;
-use std::io::{ErrorKind, IoSlice, IoSliceMut, Result as IoResult};
+use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result as IoResult};
 
 const HEADER_LEN: usize = 16;
 const RANGE_LEN: usize = 16;
-const FLAG_UNMAP: u32 = 1;
 
-/// Executes a request and writes its status. Returns how many bytes were written to guest RAM.
-pub(super) fn execute(
-    disk: &dyn BlockBackend,
-    id: &[u8; ID_LEN],
-    memory: &GuestMemory,
-    mut chain: Chain,
-) -> Result<u32, QueueError> {
-    // A request without room for its status cannot be answered; it is given back as it is.
-    let Some(status_address) = chain.take_last_writable() else { return Ok(0) };
-    let mut header = [0; HEADER_LEN];
-    let sound = chain.read(memory, &mut header)? == HEADER_LEN;
-    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
-    let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
-    let result = match word(0) {
-        _ if !sound => Err(ErrorKind::InvalidInput.into()),
-        request::READ => read(disk, memory, sector, &chain.writable),
-        request::WRITE => write(disk, memory, sector, &chain.readable),
-        request::FLUSH => disk.flush().map(|()| 0),
-        request::GET_ID => Ok(chain.write(memory, id)? as u64),
-        kind @ (request::DISCARD | request::WRITE_ZEROES) => range(disk, memory, kind, &mut chain)?,
-        _ => Err(ErrorKind::Unsupported.into()),
-    };
-    let (code, written) = match result {
-        Ok(written) => (status::OK, written),
-        Err(error) if error.kind() == ErrorKind::Unsupported => (status::UNSUPPORTED, 0),
-        Err(_) => (status::IO_ERROR, 0),
-    };
-    memory.write(status_address, &[code])?;
-    Ok(u32::try_from(written + 1).unwrap_or(u32::MAX))
+/// What a request is executed on.
+pub(super) struct Disk<'a> {
+    pub backend: &'a dyn BlockBackend,
+    pub id: &'a [u8; ID_LEN],
+    /// Negotiated.
+    pub features: u64,
+    pub writeback: bool,
+    pub memory: &'a GuestMemory,
 }
 
-fn total(buffers: &[Buffer]) -> u64 {
-    buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
+/// A range of the disk in bytes that lies inside of it.
+struct Range {
+    offset: u64,
+    len: u64,
+    unmap: bool,
 }
 
-fn byte_offset(sector: u64, len: u64) -> IoResult<u64> {
-    let whole = len.is_multiple_of(SECTOR_SIZE);
-    sector.checked_mul(SECTOR_SIZE).filter(|_| whole).ok_or_else(|| ErrorKind::InvalidInput.into())
+fn bad(what: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidInput, what)
 }
 
-fn host(memory: &GuestMemory, buffer: &Buffer) -> IoResult<(*mut u8, usize)> {
-    let pointer = memory.host_range(buffer.address, buffer.len.into());
-    Ok((pointer.map_err(|_| ErrorKind::InvalidInput)?, buffer.len as usize))
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let part = bytes.get(at..at + 4).and_then(|part| part.try_into().ok());
+    u32::from_le_bytes(part.unwrap_or_default())
 }
 
-fn read(disk: &dyn BlockBackend, memory: &GuestMemory, sector: u64, buffers: &[Buffer]) -> IoResult<u64> {
-    let len = total(buffers);
-    let offset = byte_offset(sector, len)?;
-    let slice = |buffer| {
-        let (pointer, len) = host(memory, buffer)?;
-        // SAFETY: the range is guest RAM and stays mapped; only the kernel writes through the slice. The guest
-        // may access it too, as it may during any DMA.
-        Ok(IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(pointer, len) }))
-    };
-    let mut slices = buffers.iter().map(slice).collect::<IoResult<Vec<_>>>()?;
-    disk.read_at(offset, &mut slices)?;
-    for buffer in buffers {
-        memory.note_write(buffer.address, buffer.len.into());
+impl Disk<'_> {
+    /// Executes a request and writes its status. Returns how many bytes were written from the start of the writable
+    /// part on: all with the status behind them, or as many as are sure (virtio 2.7.8.2).
+    ///
+    /// # Errors
+    /// When not even the status can be written.
+    pub fn execute(&self, mut chain: Chain) -> Result<u32, QueueError> {
+        // A request without room for its status cannot be answered; it is given back as it is.
+        let Some(status_address) = chain.take_last_writable() else { return Ok(0) };
+        self.memory.host_range(status_address, 1)?;
+        let data_len = chain.writable_len();
+        let (code, written) = match self.perform(&mut chain) {
+            Ok(written) => (status::OK, written),
+            Err(error) if error.kind() == ErrorKind::Unsupported => (status::UNSUPPORTED, 0),
+            Err(error) => {
+                tracing::debug!("disk request failed: {error}");
+                (status::IO_ERROR, 0)
+            }
+        };
+        self.memory.write(status_address, &[code])?;
+        // The chain has at most 4 GiB, so the sum fits.
+        Ok((written + u64::from(written == data_len)) as u32)
     }
-    Ok(len)
-}
 
-fn write(disk: &dyn BlockBackend, memory: &GuestMemory, sector: u64, buffers: &[Buffer]) -> IoResult<u64> {
-    let offset = byte_offset(sector, total(buffers))?;
-    let slice = |buffer| {
-        let (pointer, len) = host(memory, buffer)?;
-        // SAFETY: as in `read`; only the kernel reads through the slice.
-        Ok(IoSlice::new(unsafe { std::slice::from_raw_parts(pointer, len) }))
-    };
-    let slices = buffers.iter().map(slice).collect::<IoResult<Vec<_>>>()?;
-    disk.write_at(offset, &slices)?;
-    Ok(0)
-}
+    /// Does what the header says; returns how many bytes were written to the start of the writable part.
+    fn perform(&self, chain: &mut Chain) -> IoResult<u64> {
+        let mut header = [0; HEADER_LEN];
+        let read = chain.read(self.memory, &mut header).map_err(|_| bad("header outside of RAM"))?;
+        if read != HEADER_LEN {
+            return Err(bad("header cut off"));
+        }
+        let sector = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
+        match word(&header, 0) {
+            request::READ => self.read(sector, chain.writable()),
+            request::WRITE => self.write(sector, chain.readable()),
+            request::FLUSH => self.backend.flush().map(|()| 0),
+            request::GET_ID => {
+                let written = chain.write(self.memory, self.id).map_err(|_| bad("buffer outside of RAM"))?;
+                Ok(written as u64)
+            }
+            kind @ (request::DISCARD | request::WRITE_ZEROES) => self.change_ranges(kind, chain),
+            _ => Err(ErrorKind::Unsupported.into()),
+        }
+    }
 
-/// Discard and write zeroes: one range each, as the configuration says (virtio 5.2.6.2).
-fn range(
-    disk: &dyn BlockBackend,
-    memory: &GuestMemory,
-    kind: u32,
-    chain: &mut Chain,
-) -> Result<IoResult<u64>, QueueError> {
-    let mut bytes = [0; RANGE_LEN];
-    if total(&chain.readable) != RANGE_LEN as u64 || chain.read(memory, &mut bytes)? != RANGE_LEN {
-        return Ok(Err(ErrorKind::InvalidInput.into()));
+    /// A range inside the disk, or an error.
+    fn range(&self, sector: u64, len: u64) -> IoResult<Range> {
+        let offset = sector.checked_mul(SECTOR_SIZE).ok_or_else(|| bad("sector past all disks"))?;
+        let end = offset.checked_add(len).ok_or_else(|| bad("end past all disks"))?;
+        if end > self.backend.size() || !len.is_multiple_of(SECTOR_SIZE) {
+            return Err(bad("beyond the disk's end, or not whole sectors"));
+        }
+        Ok(Range { offset, len, unmap: false })
     }
-    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-    let (sectors, flags) = (word(8), word(12));
-    if sectors > RANGE_SECTORS_MAX {
-        return Ok(Err(ErrorKind::InvalidInput.into()));
+
+    fn refuse_if_read_only(&self) -> IoResult<()> {
+        match self.backend.is_read_only() {
+            true => Err(ErrorKind::PermissionDenied.into()),
+            false => Ok(()),
+        }
     }
-    let discard = kind == request::DISCARD;
-    if flags & !FLAG_UNMAP != 0 || discard && flags != 0 {
-        return Ok(Err(ErrorKind::Unsupported.into()));
+
+    /// After a change: it is complete once it is on the disk, unless the driver asked for less.
+    fn write_through(&self) -> IoResult<()> {
+        if self.writeback { Ok(()) } else { self.backend.flush() }
     }
-    let sector = u64::from(word(0)) | u64::from(word(4)) << 32;
-    let len = u64::from(sectors) * SECTOR_SIZE;
-    let done = byte_offset(sector, len).and_then(|offset| match discard {
-        true => disk.discard(offset, len),
-        false => disk.write_zeroes(offset, len, flags & FLAG_UNMAP != 0),
-    });
-    Ok(done.map(|()| 0))
+
+    fn host(&self, buffer: &Buffer) -> IoResult<(*mut u8, usize)> {
+        let pointer = self.memory.host_range(buffer.address, buffer.len.into());
+        Ok((pointer.map_err(|_| bad("buffer outside of RAM"))?, buffer.len as usize))
+    }
+
+    fn read(&self, sector: u64, buffers: &[Buffer]) -> IoResult<u64> {
+        let len = buffers.iter().map(|buffer| u64::from(buffer.len)).sum();
+        let range = self.range(sector, len)?;
+        let slice = |buffer| {
+            let (pointer, len) = self.host(buffer)?;
+            // SAFETY: the range is guest RAM and stays mapped. The guest and, if the driver named memory twice, another
+            // slice may change it meanwhile, as with any DMA; backends only fill it and do not look at it.
+            Ok(IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(pointer, len) }))
+        };
+        let mut slices = buffers.iter().map(slice).collect::<IoResult<Vec<_>>>()?;
+        let result = self.backend.read_at(range.offset, &mut slices);
+        // After a failure too: some of it may have been written.
+        for buffer in buffers {
+            self.memory.note_write(buffer.address, buffer.len.into());
+        }
+        result.map(|()| len)
+    }
+
+    fn write(&self, sector: u64, buffers: &[Buffer]) -> IoResult<u64> {
+        self.refuse_if_read_only()?;
+        let range = self.range(sector, buffers.iter().map(|buffer| u64::from(buffer.len)).sum())?;
+        let slice = |buffer| {
+            let (pointer, len) = self.host(buffer)?;
+            // SAFETY: as in `read`; backends copy from it once and believe nothing it says.
+            Ok(IoSlice::new(unsafe { std::slice::from_raw_parts(pointer, len) }))
+        };
+        let slices = buffers.iter().map(slice).collect::<IoResult<Vec<_>>>()?;
+        self.backend.write_at(range.offset, &slices)?;
+        self.write_through()?;
+        Ok(0)
+    }
+
+    /// Discard and write zeroes (virtio 5.2.6.2): all ranges are looked at before the first is changed.
+    fn change_ranges(&self, kind: u32, chain: &mut Chain) -> IoResult<u64> {
+        let negotiated = match kind {
+            request::DISCARD => feature::DISCARD,
+            _ => feature::WRITE_ZEROES,
+        };
+        if self.features & negotiated == 0 {
+            return Err(ErrorKind::Unsupported.into());
+        }
+        self.refuse_if_read_only()?;
+        let len = chain.readable_len();
+        let count = len / RANGE_LEN as u64;
+        if !len.is_multiple_of(RANGE_LEN as u64) || !(1..=u64::from(RANGES_MAX)).contains(&count) {
+            return Err(bad("number of ranges"));
+        }
+        let ranges = (0..count).map(|_| self.read_range(kind, chain)).collect::<IoResult<Vec<_>>>()?;
+        for Range { offset, len, unmap } in ranges.into_iter().filter(|range| range.len > 0) {
+            match kind {
+                request::DISCARD => self.backend.discard(offset, len)?,
+                _ => self.backend.write_zeroes(offset, len, unmap)?,
+            }
+        }
+        self.write_through()?;
+        Ok(0)
+    }
+
+    fn read_range(&self, kind: u32, chain: &mut Chain) -> IoResult<Range> {
+        let mut bytes = [0; RANGE_LEN];
+        let read = chain.read(self.memory, &mut bytes).map_err(|_| bad("range outside of RAM"))?;
+        if read != RANGE_LEN {
+            return Err(bad("range cut off"));
+        }
+        let sector = u64::from(word(&bytes, 0)) | u64::from(word(&bytes, 4)) << 32;
+        let (sectors, flags) = (word(&bytes, 8), word(&bytes, 12));
+        let allowed = if kind == request::WRITE_ZEROES { request::FLAG_UNMAP } else { 0 };
+        if flags & !allowed != 0 {
+            return Err(ErrorKind::Unsupported.into());
+        }
+        if sectors > RANGE_SECTORS_MAX {
+            return Err(bad("range too long"));
+        }
+        let range = self.range(sector, u64::from(sectors) * SECTOR_SIZE)?;
+        Ok(Range { unmap: flags & request::FLAG_UNMAP != 0, ..range })
+    }
 }

@@ -1,26 +1,11 @@
-//! The common configuration structure (virtio 4.1.4.3) and what its registers do.
+//! The common configuration structure's registers (virtio 4.1.4.3) that only hold values. Those that start and stop
+//! things are in `lifecycle.rs`.
 
-use super::VirtioPci;
-use super::bits::{COMMON, NO_VECTOR, feature, status};
-use super::state::{QueueRegisters, Registers};
-use crate::queue::{SplitQueue, SplitQueueState};
-
-const DEVICE_FEATURE_SELECT: u64 = 0x00;
-const DEVICE_FEATURE: u64 = 0x04;
-const DRIVER_FEATURE_SELECT: u64 = 0x08;
-const DRIVER_FEATURE: u64 = 0x0c;
-const CONFIG_VECTOR: u64 = 0x10;
-const NUM_QUEUES: u64 = 0x12;
-const STATUS: u64 = 0x14;
-const GENERATION: u64 = 0x15;
-const QUEUE_SELECT: u64 = 0x16;
-const QUEUE_SIZE: u64 = 0x18;
-const QUEUE_VECTOR: u64 = 0x1a;
-const QUEUE_ENABLE: u64 = 0x1c;
-const QUEUE_NOTIFY_OFFSET: u64 = 0x1e;
-const QUEUE_DESCRIPTORS: u64 = 0x20;
-const QUEUE_DRIVER: u64 = 0x28;
-const QUEUE_DEVICE: u64 = 0x30;
+use super::bits::common::*;
+use super::bits::{NO_VECTOR, feature, status};
+use super::function::Function;
+use super::registers::{QueueRegisters, Registers};
+use crate::queue::RingState;
 
 fn half(value: u64, select: u32) -> u64 {
     match select {
@@ -39,134 +24,128 @@ fn set_address(address: &mut u64, offset: u64, value: u64, len: usize) {
     };
 }
 
-impl VirtioPci {
-    fn offered_features(&self) -> u64 {
-        self.device.features() | feature::INDIRECT | feature::EVENT_INDEX | feature::VERSION_1
-    }
-
-    pub(super) fn common_read(&self, offset: u64, data: &mut [u8]) {
-        let registers = self.registers.lock();
-        let queue = registers.queues.get(usize::from(registers.queue_select)).copied();
-        let of_queue = |read: fn(&QueueRegisters) -> u64| queue.as_ref().map_or(0, read);
+impl Registers {
+    /// Reads a register at its first byte; elsewhere there is nothing.
+    fn common_read(&self, offset: u64, offered: u64) -> u64 {
+        let queue = self.queues.get(usize::from(self.queue_select));
+        let of_queue = |read: fn(&QueueRegisters) -> u64| queue.map_or(0, read);
         let address = |address: u64| address >> ((offset & 4) * 8);
-        let value = match offset - COMMON {
-            DEVICE_FEATURE_SELECT => registers.device_feature_select.into(),
-            DEVICE_FEATURE => half(self.offered_features(), registers.device_feature_select),
-            DRIVER_FEATURE_SELECT => registers.driver_feature_select.into(),
-            DRIVER_FEATURE => half(registers.driver_features, registers.driver_feature_select),
-            CONFIG_VECTOR => registers.config_vector.into(),
-            NUM_QUEUES => registers.queues.len() as u64,
-            STATUS => registers.status.into(),
-            GENERATION => registers.generation.into(),
-            QUEUE_SELECT => registers.queue_select.into(),
+        match offset {
+            DEVICE_FEATURE_SELECT => self.device_feature_select.into(),
+            DEVICE_FEATURE => half(offered, self.device_feature_select),
+            DRIVER_FEATURE_SELECT => self.driver_feature_select.into(),
+            DRIVER_FEATURE => half(self.driver_features, self.driver_feature_select),
+            CONFIG_VECTOR => self.config_vector.into(),
+            NUM_QUEUES => self.queues.len() as u64,
+            STATUS => self.status.into(),
+            GENERATION => self.generation.into(),
+            QUEUE_SELECT => self.queue_select.into(),
             QUEUE_SIZE => of_queue(|queue| queue.ring.size.into()),
             QUEUE_VECTOR => queue.map_or(NO_VECTOR, |queue| queue.vector).into(),
             QUEUE_ENABLE => of_queue(|queue| queue.enabled.into()),
-            QUEUE_NOTIFY_OFFSET => registers.queue_select.into(),
+            QUEUE_NOTIFY_OFFSET | QUEUE_NOTIFY_DATA => self.queue_select.into(),
+            // A queue's reset is over when the write of the register is.
+            QUEUE_RESET => 0,
             at if at & !4 == QUEUE_DESCRIPTORS => address(of_queue(|queue| queue.ring.descriptors)),
             at if at & !4 == QUEUE_DRIVER => address(of_queue(|queue| queue.ring.available)),
             at if at & !4 == QUEUE_DEVICE => address(of_queue(|queue| queue.ring.used)),
             _ => 0,
-        };
-        let bytes = value.to_le_bytes();
-        data.copy_from_slice(&bytes[..data.len().min(8)]);
+        }
     }
 
-    pub(super) fn common_write(&self, offset: u64, data: &[u8]) {
-        let mut bytes = [0; 8];
-        let len = data.len().min(8);
-        bytes[..len].copy_from_slice(&data[..len]);
-        let value = u64::from_le_bytes(bytes);
-        let offset = offset - COMMON;
-        if offset == STATUS {
-            return self.write_status(value as u8);
-        }
-        let mut registers = self.registers.lock();
-        let vectors = registers.msix.vectors() as u64;
-        let vector = if value < vectors { value as u16 } else { NO_VECTOR };
+    fn common_write(
+        &mut self,
+        offset: u64,
+        value: u64,
+        len: usize,
+        sizes: &[u16],
+    ) -> Result<(), &'static str> {
         match offset {
-            DEVICE_FEATURE_SELECT => registers.device_feature_select = value as u32,
-            DRIVER_FEATURE_SELECT => registers.driver_feature_select = value as u32,
-            DRIVER_FEATURE if registers.status & status::FEATURES_OK == 0 => {
-                let shift = match registers.driver_feature_select {
-                    0 => 0,
-                    1 => 32,
-                    _ => return,
-                };
-                let kept = registers.driver_features & !(0xffff_ffff << shift);
-                registers.driver_features = kept | (value & 0xffff_ffff) << shift;
-            }
-            CONFIG_VECTOR => registers.config_vector = vector,
-            QUEUE_SELECT => registers.queue_select = value as u16,
-            _ => self.write_queue(&mut registers, offset, value, len, vector),
+            DEVICE_FEATURE_SELECT => self.device_feature_select = value as u32,
+            DRIVER_FEATURE_SELECT => self.driver_feature_select = value as u32,
+            DRIVER_FEATURE => return self.write_features(value),
+            CONFIG_VECTOR => self.config_vector = self.msix.checked(value),
+            QUEUE_SELECT => self.queue_select = value as u16,
+            _ => return self.write_queue(offset, value, len, sizes),
         }
+        Ok(())
     }
 
-    fn write_queue(&self, registers: &mut Registers, offset: u64, value: u64, len: usize, vector: u16) {
-        let index = usize::from(registers.queue_select);
-        let event_index = registers.driver_features & feature::EVENT_INDEX != 0;
-        let Some(queue) = registers.queues.get_mut(index) else { return };
+    fn write_features(&mut self, value: u64) -> Result<(), &'static str> {
+        if self.status & status::FEATURES_OK != 0 {
+            return Err("features written after FEATURES_OK");
+        }
+        let shift = match self.driver_feature_select {
+            0 => 0,
+            1 => 32,
+            _ if value == 0 => return Ok(()),
+            _ => return Err("features past the 64th"),
+        };
+        let kept = self.driver_features & !(0xffff_ffff << shift);
+        self.driver_features = kept | (value & 0xffff_ffff) << shift;
+        Ok(())
+    }
+
+    fn write_queue(
+        &mut self,
+        offset: u64,
+        value: u64,
+        len: usize,
+        sizes: &[u16],
+    ) -> Result<(), &'static str> {
+        let index = usize::from(self.queue_select);
+        let vector = self.msix.checked(value);
+        let packed = self.driver_features & feature::RING_PACKED != 0;
+        let (Some(queue), Some(&max)) = (self.queues.get_mut(index), sizes.get(index)) else {
+            return Err("write to a queue that does not exist");
+        };
         if offset == QUEUE_VECTOR {
             queue.vector = vector;
-            return;
+            return Ok(());
         }
         if queue.enabled {
-            return self
-                .violations
-                .report(&self.name, format_args!("write to an enabled queue's register {offset:#x}"));
+            return Err("write to an enabled queue");
         }
         match offset {
             QUEUE_SIZE => {
-                let size = value as u16;
-                let max = self.device.queue_sizes()[index];
-                if size.is_power_of_two() && size <= max {
-                    queue.ring.size = size;
+                let ring = RingState { size: value as u16, packed, ..queue.ring };
+                if !ring.started().is_sound(max) {
+                    return Err("queue size that is not possible");
                 }
-            }
-            QUEUE_ENABLE if value == 1 => {
-                queue.enabled = true;
-                queue.ring = SplitQueueState {
-                    event_index,
-                    next_available: 0,
-                    next_used: 0,
-                    notified: 0,
-                    ..queue.ring
-                };
-                *self.queues[index].lock() = Some(SplitQueue::new(queue.ring));
+                queue.ring.size = ring.size;
             }
             at if at & !4 == QUEUE_DESCRIPTORS => set_address(&mut queue.ring.descriptors, at, value, len),
             at if at & !4 == QUEUE_DRIVER => set_address(&mut queue.ring.available, at, value, len),
             at if at & !4 == QUEUE_DEVICE => set_address(&mut queue.ring.used, at, value, len),
-            _ => {}
+            _ => return Err("write to a register that is not writable"),
         }
+        Ok(())
+    }
+}
+
+impl Function {
+    pub(super) fn common_read(&self, offset: u64, data: &mut [u8]) {
+        let value = self.registers.lock().common_read(offset, self.offered_features());
+        data.iter_mut().zip(value.to_le_bytes()).for_each(|(to, from)| *to = from);
     }
 
-    fn write_status(&self, value: u8) {
-        if value == 0 {
-            return self.reset_device();
+    pub(super) fn common_write(&self, offset: u64, data: &[u8]) {
+        let mut bytes = [0; 8];
+        bytes.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        let value = u64::from_le_bytes(bytes);
+        let result = match offset {
+            STATUS => {
+                self.write_status(value as u8);
+                Ok(())
+            }
+            QUEUE_ENABLE if value == 1 => self.enable_queue(),
+            QUEUE_RESET if value == 1 => self.reset_queue(),
+            // Only ones may be written, which start something (virtio 4.1.4.3.2).
+            QUEUE_ENABLE | QUEUE_RESET => Err("0 written to a register that takes 1"),
+            _ => self.registers.lock().common_write(offset, value, data.len(), self.device.queue_sizes()),
+        };
+        if let Err(what) = result {
+            self.violations.report(&self.name, format_args!("{what}: {value:#x} to {offset:#x}"));
         }
-        let mut registers = self.registers.lock();
-        let mut value = value & !status::NEEDS_RESET | registers.status;
-        let unoffered = registers.driver_features & !self.offered_features() != 0;
-        let legacy = registers.driver_features & feature::VERSION_1 == 0;
-        if registers.status & status::FEATURES_OK == 0 && (unoffered || legacy) {
-            value &= !status::FEATURES_OK;
-        }
-        registers.status = value;
-        let serve = value & status::DRIVER_OK != 0;
-        drop(registers);
-        if serve {
-            (0..self.queues.len()).for_each(|index| self.notify(index));
-        }
-    }
-
-    /// Takes the queues from the worker, then clears the registers (virtio 2.4).
-    pub(super) fn reset_device(&self) {
-        self.queues.iter().for_each(|queue| *queue.lock() = None);
-        let mut registers = self.registers.lock();
-        let (config, msix) = (registers.config.clone(), registers.msix.clone());
-        *registers = super::power_on(config, msix.vectors(), self.device.queue_sizes());
-        registers.msix = msix;
-        self.update_line(&registers);
     }
 }

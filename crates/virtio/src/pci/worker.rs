@@ -1,102 +1,230 @@
-//! The thread that serves a device's queues.
+//! The threads that serve a device's queues.
 
-use super::VirtioPci;
 use super::bits::status;
-use crate::queue::QueueError;
-use std::sync::{Arc, Weak};
+use super::function::Function;
+use crate::device_type::Batch;
+use parking_lot::{Condvar, Mutex};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Instant;
 
-/// What the worker is asked to do.
+/// What a worker is asked to do.
 #[derive(Debug, Default)]
-pub(super) struct Work {
-    /// Queues whose doorbell rang, one bit each.
+struct Work {
+    /// Queues to serve, one bit each.
     doorbells: u64,
+    /// Queues whose last batch ended early: they rest, then they are served.
+    resting: u64,
+    /// When the rest is over, if there is one.
+    rest_until: Option<Instant>,
     paused: bool,
     busy: bool,
-    pub stop: bool,
+    stop: bool,
 }
 
-pub(super) fn spawn(transport: &Arc<VirtioPci>) -> std::io::Result<()> {
-    let weak = Arc::downgrade(transport);
-    std::thread::Builder::new().name(transport.name.clone()).spawn(move || serve(&weak)).map(drop)
+/// One thread's orders.
+#[derive(Debug, Default)]
+pub(super) struct Worker {
+    work: Mutex<Work>,
+    changed: Condvar,
 }
 
-/// Ends when the device is dropped: it looks for that at each wake-up, and at least every second.
-fn serve(weak: &Weak<VirtioPci>) {
-    const LOOK_AROUND: std::time::Duration = std::time::Duration::from_secs(1);
-    while let Some(transport) = weak.upgrade() {
-        let doorbells = {
-            let mut work = transport.work.lock();
-            if work.doorbells == 0 || work.paused {
-                transport.work_changed.wait_for(&mut work, LOOK_AROUND);
-            }
-            if work.stop {
-                return;
-            }
-            if work.paused || work.doorbells == 0 {
-                continue;
-            }
-            work.busy = true;
-            std::mem::take(&mut work.doorbells)
-        };
-        for index in (0..transport.queues.len()).filter(|index| doorbells & (1 << index) != 0) {
-            transport.serve_queue(index);
-        }
-        transport.work.lock().busy = false;
-        transport.work_changed.notify_all();
-    }
+pub(super) fn spawn(function: &Arc<Function>) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let start = |index: usize| {
+        let function = Arc::clone(function);
+        let name = format!("{}/{index}", function.name);
+        std::thread::Builder::new().name(name).spawn(move || function.run_worker(index))
+    };
+    (0..function.workers.len()).map(start).collect()
 }
 
-impl VirtioPci {
-    /// A doorbell, from a vCPU.
-    pub(super) fn notify(&self, index: usize) {
+impl Function {
+    /// Has a queue served: its doorbell, from a vCPU or from the device itself.
+    pub fn ring(&self, index: usize) {
         if index >= self.queues.len() {
             return self.violations.report(&self.name, format_args!("doorbell of queue {index}"));
         }
-        self.work.lock().doorbells |= 1 << index;
-        self.work_changed.notify_all();
-    }
-
-    pub(super) fn pause_worker(&self) {
-        let mut work = self.work.lock();
-        work.paused = true;
-        while work.busy {
-            self.work_changed.wait(&mut work);
+        if let Some(worker) = self.workers.get(index % self.workers.len().max(1)) {
+            worker.work.lock().doorbells |= 1 << index;
+            worker.changed.notify_all();
         }
     }
 
-    pub(super) fn resume_worker(&self) {
-        self.work.lock().paused = false;
-        self.work_changed.notify_all();
+    /// Has all queues served.
+    pub fn ring_all(&self) {
+        (0..self.queues.len()).for_each(|index| self.ring(index));
     }
 
-    fn serve_queue(&self, index: usize) {
-        let (features, running) = {
-            let registers = self.registers.lock();
-            let running = registers.status & (status::DRIVER_OK | status::FEATURES_OK | status::NEEDS_RESET)
-                == status::DRIVER_OK | status::FEATURES_OK;
-            (registers.driver_features, running && registers.config.bus_master())
-        };
-        let mut place = self.queues[index].lock();
-        let Some(queue) = place.as_mut().filter(|_| running) else { return };
-        let served = self.device.serve(index, queue, &self.memory, features);
-        let result = served.and_then(|used| Ok(used && queue.wants_interrupt(&self.memory)?));
-        drop(place);
-        let mut registers = self.registers.lock();
-        match result {
-            Ok(false) => {}
-            Ok(true) => {
-                let vector = registers.queues[index].vector;
-                self.interrupt(&mut registers, vector, 1);
+    /// Stops serving; nothing is in flight when this returns.
+    pub fn pause(&self) {
+        self.workers.iter().for_each(|worker| worker.work.lock().paused = true);
+        self.queues.iter().for_each(|queue| queue.recalled.store(true, Ordering::SeqCst));
+        for worker in &self.workers {
+            let mut work = worker.work.lock();
+            while work.busy {
+                worker.changed.wait(&mut work);
             }
-            Err(error) => self.break_device(&mut registers, index, &error),
+        }
+        self.device.pause();
+    }
+
+    /// Goes on serving.
+    pub fn resume(&self) {
+        self.device.resume();
+        self.queues.iter().for_each(|queue| queue.recalled.store(false, Ordering::SeqCst));
+        for worker in &self.workers {
+            worker.work.lock().paused = false;
+            worker.changed.notify_all();
         }
     }
 
-    /// The driver broke a ring: nothing is served any more until it resets the device (virtio 2.1.2).
-    fn break_device(&self, registers: &mut super::Registers, index: usize, error: &QueueError) {
-        self.violations.report(&self.name, format_args!("queue {index}: {error}"));
-        registers.status |= status::NEEDS_RESET;
-        let vector = registers.config_vector;
-        self.interrupt(registers, vector, 2);
+    /// Ends the threads, each after the request it is at.
+    pub fn stop(&self) {
+        self.queues.iter().for_each(|queue| queue.recalled.store(true, Ordering::SeqCst));
+        for worker in &self.workers {
+            worker.work.lock().stop = true;
+            worker.changed.notify_all();
+        }
     }
+
+    fn run_worker(&self, index: usize) {
+        let Some(worker) = self.workers.get(index) else { return };
+        while let Some(queues) = worker.wait() {
+            self.serve_queues(worker, queues);
+        }
+    }
+
+    /// Serves what the doorbells rang for, on the calling thread, one batch a queue. Answers whether there was any.
+    /// For tests and fuzzing, where no threads run.
+    pub fn serve_now(&self) -> bool {
+        let mut any = false;
+        for worker in &self.workers {
+            let taken = {
+                let mut work = worker.work.lock();
+                if work.paused {
+                    continue;
+                }
+                std::mem::take(&mut work.doorbells) | std::mem::take(&mut work.resting)
+            };
+            any |= taken != 0;
+            self.serve_queues(worker, taken);
+        }
+        any
+    }
+
+    fn serve_queues(&self, worker: &Worker, queues: u64) {
+        let mut unfinished = 0;
+        for index in (0..self.queues.len()).filter(|index| queues & (1 << index) != 0) {
+            if self.serve_queue(index) {
+                unfinished |= 1 << index;
+            }
+        }
+        let rest = self.device.rest();
+        let mut work = worker.work.lock();
+        if unfinished != 0 {
+            work.resting |= unfinished;
+            work.rest_until = (!rest.is_zero()).then(|| Instant::now() + rest);
+        }
+        work.busy = false;
+        worker.changed.notify_all();
+    }
+
+    /// Serves a batch of a queue. Answers whether there may be more.
+    fn serve_queue(&self, index: usize) -> bool {
+        let Some(place) = self.queues.get(index) else { return false };
+        let mut enabled = place.enabled.lock();
+        let Some(of_driver) = enabled.as_mut().filter(|queue| self.is_live(index, queue.session)) else {
+            return false;
+        };
+        let session = of_driver.session;
+        let mut batch = Batch::new(&mut of_driver.queue, &self.memory, of_driver.features, &place.recalled);
+        // The queue and the device are not used again after a panic, until a reset made them anew.
+        let served = catch_unwind(AssertUnwindSafe(|| {
+            self.device.serve(index, &mut batch)?;
+            batch.finish()
+        }));
+        drop(enabled);
+        match served {
+            Ok(Ok((interrupt, more))) => {
+                if interrupt {
+                    self.interrupt_queue(index, session);
+                }
+                more
+            }
+            Ok(Err(error)) => {
+                self.violations.report(&self.name, format_args!("queue {index}: {error}"));
+                self.need_reset(index, session);
+                false
+            }
+            Err(panic) => {
+                tracing::error!(device = self.name, queue = index, "device failed: {}", words(&panic));
+                self.need_reset(index, session);
+                false
+            }
+        }
+    }
+
+    fn is_live(&self, index: usize, session: u64) -> bool {
+        const LIVE: u8 = status::DRIVER_OK | status::FEATURES_OK;
+        let registers = self.registers.lock();
+        let current = registers.queues.get(index).is_some_and(|queue| queue.session == session);
+        current && registers.status & (LIVE | status::NEEDS_RESET) == LIVE && registers.config.bus_master()
+    }
+
+    /// Interrupts for a used queue, unless it was reset since.
+    fn interrupt_queue(&self, index: usize, session: u64) {
+        self.with_registers(|registers| {
+            if registers.queues.get(index).is_some_and(|queue| queue.session == session) {
+                registers.interrupt_queue(index);
+            }
+        });
+    }
+
+    /// The driver broke a rule, or the device failed: nothing is served until the driver resets it (virtio 2.1.2).
+    fn need_reset(&self, index: usize, session: u64) {
+        self.with_registers(|registers| {
+            if registers.queues.get(index).is_some_and(|queue| queue.session == session) {
+                registers.status |= status::NEEDS_RESET;
+                registers.interrupt_config();
+            }
+        });
+    }
+}
+
+impl Worker {
+    /// Waits for something to do; none at the end.
+    fn wait(&self) -> Option<u64> {
+        let mut work = self.work.lock();
+        loop {
+            if work.stop {
+                return None;
+            }
+            if !work.paused {
+                if work.rest_until.is_none_or(|until| Instant::now() >= until) {
+                    work.rest_until = None;
+                    work.doorbells |= std::mem::take(&mut work.resting);
+                }
+                // A doorbell does not shorten a rest.
+                let ready = work.doorbells & !work.resting;
+                if ready != 0 {
+                    work.doorbells &= !ready;
+                    work.busy = true;
+                    return Some(ready);
+                }
+            }
+            match work.rest_until.filter(|_| !work.paused) {
+                Some(until) => drop(self.changed.wait_until(&mut work, until)),
+                None => self.changed.wait(&mut work),
+            }
+        }
+    }
+}
+
+/// What a panic said.
+fn words(panic: &Box<dyn Any + Send>) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
 }

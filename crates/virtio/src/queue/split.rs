@@ -1,71 +1,43 @@
-//! The split virtqueue (virtio 2.7).
+//! The split virtqueue (virtio 2.7): a table of descriptors, a ring of what is available, a ring of what is used.
 
-use super::{Buffer, Chain, QueueError};
+use super::{Buffer, Chain, Descriptor, QueueError, RingFlags, RingState, Ticket, ring_at};
 use guest_memory::GuestMemory;
-use serde::{Deserialize, Serialize};
 use std::sync::atomic::{Ordering, fence};
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-const AVAIL_NO_INTERRUPT: u16 = 1;
-const DESCRIPTOR_SIZE: u64 = 16;
-
-/// A queue's place and progress.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SplitQueueState {
-    /// Entries, a power of two.
-    pub size: u16,
-    /// Descriptor table.
-    pub descriptors: u64,
-    /// Available ring.
-    pub available: u64,
-    /// Used ring.
-    pub used: u64,
-    /// Next available entry to look at.
-    pub next_available: u16,
-    /// Next used entry to fill.
-    pub next_used: u16,
-    /// VIRTIO_F_EVENT_IDX was negotiated.
-    pub event_index: bool,
-    /// Used index when the driver was last notified.
-    pub notified: u16,
-}
+/// VIRTQ_AVAIL_F_NO_INTERRUPT.
+const NO_INTERRUPT: u16 = 1;
+/// VIRTQ_USED_F_NO_NOTIFY.
+const NO_NOTIFY: u16 = 1;
 
 /// A queue that is enabled.
 #[derive(Debug)]
 pub struct SplitQueue {
-    state: SplitQueueState,
-}
-
-#[derive(Clone, Copy)]
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+    state: RingState,
+    /// The driver was told not to notify.
+    quiet: bool,
 }
 
 impl SplitQueue {
     /// A queue at its rings.
-    pub fn new(state: SplitQueueState) -> Self {
-        SplitQueue { state }
+    pub fn new(state: RingState) -> Self {
+        SplitQueue { state, quiet: false }
     }
 
     /// For saving.
-    pub fn state(&self) -> SplitQueueState {
+    pub fn state(&self) -> RingState {
         self.state
     }
 
     /// The next request, or none. Asks the driver for a notification before it says that there is none.
-    pub fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+    pub(super) fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
         if !self.is_waiting(memory)? {
             self.ask_for_notification(memory)?;
             if !self.is_waiting(memory)? {
                 return Ok(None);
             }
         }
-        let slot = self.state.next_available & (self.state.size - 1);
+        self.ask_for_silence(memory)?;
+        let slot = self.state.next_available & self.state.size.wrapping_sub(1);
         let head = read_u16(memory, ring_at(self.state.available, 4 + 2 * u64::from(slot)))?;
         let chain = self.chain(memory, head)?;
         self.state.next_available = self.state.next_available.wrapping_add(1);
@@ -81,110 +53,101 @@ impl SplitQueue {
         Ok(ahead != 0)
     }
 
-    /// Writes avail_event; the fence orders it before the next look at the index (virtio 2.7.7.2).
-    fn ask_for_notification(&self, memory: &GuestMemory) -> Result<(), QueueError> {
-        if self.state.event_index {
-            let avail_event = ring_at(self.state.used, 4 + 8 * u64::from(self.state.size));
-            memory.write(avail_event, &self.state.next_available.to_le_bytes())?;
-            fence(Ordering::SeqCst);
+    /// Writes avail_event or the flags; the fence orders that before the next look at the index (virtio 2.7.10).
+    fn ask_for_notification(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
+        match self.state.event_index {
+            true => {
+                let avail_event = ring_at(self.state.used, 4 + 8 * u64::from(self.state.size));
+                write_u16(memory, avail_event, self.state.next_available)?;
+            }
+            false => write_u16(memory, self.state.used, 0)?,
         }
+        self.quiet = false;
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// While there is work the driver need not notify. With an event index it does so only once anyway.
+    fn ask_for_silence(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
+        if !self.quiet && !self.state.event_index {
+            write_u16(memory, self.state.used, NO_NOTIFY)?;
+        }
+        self.quiet = true;
         Ok(())
     }
 
     fn chain(&self, memory: &GuestMemory, head: u16) -> Result<Chain, QueueError> {
         let size = u32::from(self.state.size);
-        let mut chain = Chain { head, ..Chain::default() };
+        let mut chain = Chain::new(Ticket { id: head, span: 1 });
         let mut table = (self.state.descriptors, size);
         let mut index = head;
         let mut left = size;
         let mut nested = false;
         loop {
             if u32::from(index) >= table.1 {
-                return Err(QueueError::Index { index: index.into(), limit: table.1 - 1 });
+                return Err(QueueError::Index { index: index.into(), limit: table.1.saturating_sub(1) });
             }
             left = left.checked_sub(1).ok_or(QueueError::ChainTooLong)?;
-            let descriptor = read_descriptor(memory, ring_at(table.0, DESCRIPTOR_SIZE * u64::from(index)))?;
-            if descriptor.flags & INDIRECT != 0 {
-                let len = descriptor.len;
-                let entries = len / DESCRIPTOR_SIZE as u32;
-                let odd = !len.is_multiple_of(DESCRIPTOR_SIZE as u32) || entries == 0 || entries > size;
-                if nested || odd || descriptor.flags & NEXT != 0 {
-                    return Err(QueueError::Indirect { len });
+            let at = ring_at(table.0, u64::from(Descriptor::SIZE) * u64::from(index));
+            let descriptor = Descriptor::read(memory, at)?;
+            let flags = descriptor.low;
+            if flags & RingFlags::INDIRECT != 0 {
+                if nested || !self.state.indirect || flags & RingFlags::NEXT != 0 {
+                    return Err(QueueError::Indirect { len: descriptor.len });
                 }
+                let entries = descriptor.table_entries()?;
                 (table, index, left) = ((descriptor.address, entries), 0, entries);
                 nested = true;
                 continue;
             }
-            push(memory, &mut chain, descriptor)?;
-            if descriptor.flags & NEXT == 0 {
+            let buffer = Buffer { address: descriptor.address, len: descriptor.len };
+            chain.add(buffer, flags & RingFlags::WRITE != 0)?;
+            if flags & RingFlags::NEXT == 0 {
                 return Ok(chain);
             }
-            index = descriptor.next;
+            index = descriptor.high;
         }
     }
 
-    /// Gives a request back, with the number of bytes written to it.
-    pub fn push_used(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
-        let slot = self.state.next_used & (self.state.size - 1);
-        let mut entry = [0; 8];
-        entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-        entry[4..].copy_from_slice(&written.to_le_bytes());
-        memory.write(ring_at(self.state.used, 4 + 8 * u64::from(slot)), &entry)?;
-        self.state.next_used = self.state.next_used.wrapping_add(1);
-        memory.atomic_u16(ring_at(self.state.used, 2))?.store(self.state.next_used, Ordering::Release);
-        memory.note_write(ring_at(self.state.used, 2), 2);
+    /// Gives a request back: the entry first, then the index that publishes it.
+    pub(super) fn push_used(
+        &mut self,
+        memory: &GuestMemory,
+        ticket: Ticket,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        let slot = self.state.next_used & self.state.size.wrapping_sub(1);
+        let entry = u64::from(ticket.id) | u64::from(written) << 32;
+        memory.write(ring_at(self.state.used, 4 + 8 * u64::from(slot)), &entry.to_le_bytes())?;
+        let next = self.state.next_used.wrapping_add(1);
+        write_u16(memory, ring_at(self.state.used, 2), next)?;
+        self.state.next_used = next;
+        self.state.unnoticed = self.state.unnoticed.saturating_add(1);
         Ok(())
     }
 
-    /// Whether the driver wants an interrupt for what was used since it was last asked (virtio 2.7.7).
-    pub fn wants_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {
+    /// virtio 2.7.7: the flag, or whether the index passed used_event.
+    pub(super) fn wants_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {
         fence(Ordering::SeqCst);
-        let old = std::mem::replace(&mut self.state.notified, self.state.next_used);
-        if old == self.state.next_used {
+        let since = std::mem::take(&mut self.state.unnoticed);
+        if since == 0 {
             return Ok(false);
         }
         if !self.state.event_index {
-            return Ok(read_u16(memory, self.state.available)? & AVAIL_NO_INTERRUPT == 0);
+            return Ok(read_u16(memory, self.state.available)? & NO_INTERRUPT == 0);
         }
         let event = read_u16(memory, ring_at(self.state.available, 4 + 2 * u64::from(self.state.size)))?;
-        let new = self.state.next_used;
-        Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
+        let behind = self.state.next_used.wrapping_sub(event).wrapping_sub(1);
+        Ok(u32::from(behind) < since)
     }
-}
-
-/// Guests choose ring addresses freely; a sum that would wrap is refused by the access, as any address outside of RAM.
-fn ring_at(base: u64, offset: u64) -> u64 {
-    base.saturating_add(offset)
-}
-
-fn push(memory: &GuestMemory, chain: &mut Chain, descriptor: Descriptor) -> Result<(), QueueError> {
-    memory.host_range(descriptor.address, descriptor.len.into())?;
-    let buffer = Buffer { address: descriptor.address, len: descriptor.len };
-    if descriptor.flags & WRITE != 0 {
-        chain.writable.push(buffer);
-    } else if chain.writable.is_empty() {
-        chain.readable.push(buffer);
-    } else {
-        return Err(QueueError::Order);
-    }
-    Ok(())
 }
 
 fn read_u16(memory: &GuestMemory, address: u64) -> Result<u16, QueueError> {
-    let mut bytes = [0; 2];
-    memory.read(address, &mut bytes)?;
-    Ok(u16::from_le_bytes(bytes))
+    Ok(memory.atomic_u16(address)?.load(Ordering::Acquire))
 }
 
-fn read_descriptor(memory: &GuestMemory, address: u64) -> Result<Descriptor, QueueError> {
-    let mut bytes = [0; 16];
-    memory.read(address, &mut bytes)?;
-    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-    let second = word(8);
-    Ok(Descriptor {
-        address: word(0),
-        len: second as u32,
-        flags: (second >> 32) as u16,
-        next: (second >> 48) as u16,
-    })
+fn write_u16(memory: &GuestMemory, address: u64, value: u16) -> Result<(), QueueError> {
+    memory.atomic_u16(address)?.store(value, Ordering::Release);
+    memory.note_write(address, 2);
+    Ok(())
 }
