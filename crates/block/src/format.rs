@@ -5,6 +5,7 @@
 
 use crate::image::{DiskImage, ImageResult};
 use crate::options::{BackingPolicy, CreateOptions, OpenOptions};
+use crate::qcow2::Qcow2Format;
 use crate::raw::{RawFile, RawFormat};
 use crate::{BlockBackend, BlockError};
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ pub trait Driver: Sync {
 }
 
 /// Every format.
-static DRIVERS: &[&dyn Driver] = &[&RawFormat];
+static DRIVERS: &[&dyn Driver] = &[&RawFormat, &Qcow2Format];
 
 /// All formats, in the order of their help.
 pub fn drivers() -> impl Iterator<Item = &'static dyn Driver> {

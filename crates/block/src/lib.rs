@@ -11,11 +11,13 @@
 //! ```
 
 mod backend;
+mod buffers;
 mod error;
 mod format;
 mod image;
 mod lock;
 mod options;
+mod qcow2;
 mod raw;
 
 pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
@@ -25,4 +27,5 @@ pub use image::{
     BitmapInfo, Bitmaps, CheckReport, DiskImage, ImageInfo, ImageResult, Repair, SnapshotInfo, Snapshots,
 };
 pub use options::{BackingPolicy, CacheMode, CreateOptions, OpenOptions, Preallocation, parse_size, switch};
+pub use qcow2::Qcow2;
 pub use raw::{RawFile, RawImage};

@@ -7,6 +7,7 @@ mod tests;
 
 pub(crate) use image::RawFormat;
 pub use image::RawImage;
+pub(crate) use image::actual_size;
 
 use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 use crate::error::BlockError;

@@ -1,0 +1,200 @@
+//! Making new images, and the driver.
+
+use super::Qcow2;
+use super::bits::{autoclear, compatible, incompatible};
+use super::header::{Header, MAGIC};
+use crate::backend::{BlockBackend, SECTOR_SIZE};
+use crate::error::BlockError;
+use crate::format::Driver;
+use crate::image::{DiskImage, ImageResult};
+use crate::options::{CreateOptions, OpenOptions, Preallocation};
+use crate::raw::RawFile;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The qcow2 format.
+#[derive(Debug)]
+pub(crate) struct Qcow2Format;
+
+const OPTIONS: &[(&str, &str)] = &[
+    ("cluster_size", "unit of allocation: 512 to 2M, a power of two; 64k"),
+    ("compat", "version of the format: 0.10 (v2) or 1.1 (v3)"),
+    ("compression_type", "of compressed clusters: zlib or zstd"),
+    ("data_file", "name of an external file for the data"),
+    ("data_file_raw", "keep the external file a raw image of the disk"),
+    ("extended_l2", "sub-clusters: allocate in 32nds of a cluster"),
+    ("lazy_refcounts", "write refcounts late; they are counted again after a crash"),
+    ("preallocation", "off (thin), metadata, falloc (lazy), full (eager)"),
+    ("refcount_bits", "width of refcounts: 1 to 64, a power of two; 16"),
+];
+
+impl Driver for Qcow2Format {
+    fn name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn options(&self) -> &'static [(&'static str, &'static str)] {
+        OPTIONS
+    }
+
+    fn probe(&self, head: &[u8], _size: u64) -> bool {
+        head.starts_with(&MAGIC)
+    }
+
+    fn open(
+        &self,
+        file: Arc<dyn BlockBackend>,
+        path: &Path,
+        options: &OpenOptions,
+    ) -> ImageResult<Arc<dyn DiskImage>> {
+        Ok(Arc::new(Qcow2::open(file, path, options)?))
+    }
+
+    fn create(&self, path: &Path, options: CreateOptions) -> ImageResult<()> {
+        let size = options.size;
+        let (header, preallocation, external) = plan(path, options)?;
+        let file = Arc::new(RawFile::create_storage(path)?);
+        let data: Arc<dyn BlockBackend> = match &external {
+            Some(name) => {
+                let folder = path.parent().unwrap_or(Path::new(""));
+                let data = RawFile::create_storage(&folder.join(name))?;
+                data.resize(size).map_err(|source| BlockError::io(path, "making the data file", source))?;
+                Arc::new(data)
+            }
+            None => file.clone(),
+        };
+        format_file(header, file, data, path, preallocation)
+    }
+}
+
+/// Writes an empty image into a file.
+pub(super) fn format_file(
+    header: Header,
+    file: Arc<dyn BlockBackend>,
+    data: Arc<dyn BlockBackend>,
+    path: &Path,
+    preallocation: Preallocation,
+) -> ImageResult<()> {
+    let image = Qcow2::assemble(header, file, data, None, path, &OpenOptions::default());
+    let size = BlockBackend::size(&image);
+    image.tell("writing the first metadata", image.format())?;
+    image.preallocate(0, size, preallocation)?;
+    image.tell("closing the new image", image.close())
+}
+
+impl Qcow2 {
+    /// Header, refcounts and L1 table of an empty disk.
+    fn format(&self) -> std::io::Result<()> {
+        let mut meta = self.meta.lock();
+        meta.refcounts.start()?;
+        let header = meta.header.clone();
+        let entries = header.l1_needed(header.size);
+        let clusters = (entries * 8).div_ceil(self.cluster()).max(1);
+        let start = meta.refcounts.allocate(clusters)?;
+        // No header is in the file yet: where the table went first is simply not used.
+        if let Some((old, count)) = meta.refcounts.moved.take() {
+            let first = old >> self.geometry.cluster_bits;
+            for cluster in first..first + u64::from(count) {
+                meta.refcounts.sub(cluster)?;
+            }
+        }
+        let mut l1 = self.l1.write();
+        l1.offset = start << self.geometry.cluster_bits;
+        l1.entries = vec![0; entries as usize];
+        let end = (start + clusters) << self.geometry.cluster_bits;
+        self.file.write_zeroes(l1.offset, end - l1.offset, false)?;
+        meta.header.l1_offset = l1.offset;
+        meta.header.l1_entries = entries as u32;
+        meta.header.refcount_table_offset = meta.refcounts.table_offset;
+        meta.header.refcount_table_clusters = meta.refcounts.table_clusters() as u32;
+        drop(l1);
+        drop(meta);
+        self.flush_metadata(false)?;
+        let header = self.meta.lock().header.clone();
+        self.write_header(&header)?;
+        self.written.store(true, std::sync::atomic::Ordering::Release);
+        Ok(())
+    }
+}
+
+/// The header that options ask for.
+fn plan(path: &Path, mut options: CreateOptions) -> ImageResult<(Header, Preallocation, Option<String>)> {
+    let wrong = |what: &str, problem: String| Err(BlockError::option(what, problem));
+    let mut header = Header { version: 3, refcount_order: 4, size: options.size, ..Header::default() };
+    match options.take("compat").as_deref() {
+        None | Some("1.1" | "v3") => {}
+        Some("0.10" | "v2") => header.version = 2,
+        Some(other) => return wrong("compat", format!("{other:?} is unknown; known: 0.10 (v2), 1.1 (v3)")),
+    }
+    let extended = options.take_switch("extended_l2")?.unwrap_or(false);
+    let cluster = options.take_bytes("cluster_size")?.unwrap_or(65536);
+    let least = if extended { 16384 } else { 512 };
+    if !cluster.is_power_of_two() || !(least..=2 << 20).contains(&cluster) {
+        return wrong("cluster_size", format!("{cluster} is not a power of two from {least} to 2M"));
+    }
+    header.cluster_bits = cluster.trailing_zeros();
+    let width = options.take_bytes("refcount_bits")?.unwrap_or(16);
+    if !width.is_power_of_two() || width > 64 {
+        return wrong("refcount_bits", format!("{width} is not a power of two from 1 to 64"));
+    }
+    header.refcount_order = width.trailing_zeros();
+    match options.take("compression_type").as_deref() {
+        None | Some("zlib") => {}
+        Some("zstd") => {
+            header.compression = 1;
+            header.incompatible |= incompatible::COMPRESSION;
+        }
+        Some(other) => return wrong("compression_type", format!("{other:?} is unknown; known: zlib, zstd")),
+    }
+    let data_file = options.take("data_file");
+    let raw = options.take_switch("data_file_raw")?.unwrap_or(false);
+    if raw && data_file.is_none() {
+        return wrong("data_file_raw", "needs data_file".to_owned());
+    }
+    if data_file.is_some() {
+        header.incompatible |= incompatible::DATA_FILE;
+        header.autoclear |= if raw { autoclear::RAW_DATA } else { 0 };
+        header.data_file.clone_from(&data_file);
+    }
+    if extended {
+        header.incompatible |= incompatible::EXTENDED_L2;
+    }
+    if options.take_switch("lazy_refcounts")?.unwrap_or(false) {
+        header.compatible |= compatible::LAZY_REFCOUNTS;
+    }
+    let preallocation =
+        options.take("preallocation").map_or(Ok(Preallocation::Off), |name| Preallocation::named(&name))?;
+    options.finish("qcow2", OPTIONS)?;
+    if let Some((name, format)) = options.backing.take() {
+        if raw || (preallocation != Preallocation::Off && !extended) {
+            return wrong(
+                "backing file",
+                "cannot be combined with preallocation or a raw data file".to_owned(),
+            );
+        }
+        header.backing = Some(name);
+        header.backing_format = Some(format);
+    }
+    let needs_3 = header.incompatible != 0 || header.compatible != 0 || header.refcount_order != 4;
+    if header.version == 2 && needs_3 {
+        return wrong(
+            "compat",
+            "0.10 has none of the other options but cluster_size and preallocation".to_owned(),
+        );
+    }
+    if header.version >= 3 {
+        header.feature_names = Header::standard_feature_names();
+        if header.cluster_bits == 9 {
+            // The table of names does not leave room for the names of files in a cluster of 512 bytes.
+            header.feature_names.clear();
+        }
+    }
+    if !options.size.is_multiple_of(SECTOR_SIZE) || header.l1_needed(options.size) > (32 << 20) / 8 {
+        return wrong(
+            "size",
+            format!("{} is no multiple of 512, or too large for the cluster size", options.size),
+        );
+    }
+    header.encode(path)?;
+    Ok((header, preallocation, data_file))
+}
