@@ -66,6 +66,15 @@ impl Console {
         }
     }
 
+    /// Waits until the guest's last line is whole.
+    pub fn wait_for_line(&mut self) -> Result<()> {
+        while self.said.last() != Some(&b'\n') {
+            let bytes = self.output.recv_timeout(Duration::from_secs(60)).context("A line without an end")?;
+            self.take(&bytes)?;
+        }
+        Ok(())
+    }
+
     /// Sends the process a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_child(&self.child);

@@ -3,12 +3,14 @@
 //! Every figure is measured now, and so is what it is compared with. A figure past its bound makes the chore
 //! fail.
 
+mod cpu;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand};
 
 use crate::console::Console;
 use crate::guests::{self, Guests};
@@ -27,14 +29,15 @@ const MARKER: &str = "VIREO-INIT-OK";
 #[derive(Args)]
 pub struct BenchOptions {
     /// What to measure
+    #[command(subcommand)]
     what: Measure,
     /// Which engine: software, kvm or auto
-    #[arg(long, default_value = "software")]
+    #[arg(long, default_value = "software", global = true)]
     engine: String,
 }
 
 /// What can be measured.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Subcommand)]
 enum Measure {
     /// Kernel and busybox initramfs to the first program, 1 vCPU, beside QEMU's software CPU
     Boot,
@@ -44,15 +47,18 @@ enum Measure {
     Rss,
     /// From the start of the process to the guest's first instruction
     Startup,
+    /// The software CPU row by row: integer, memory, floating point, SIMD, system, two vCPUs, changing code
+    Cpu(cpu::CpuOptions),
 }
 
 /// Measures.
 pub fn run(options: &BenchOptions) -> Result<()> {
-    match options.what {
+    match &options.what {
         Measure::Boot => boot(&options.engine),
         Measure::Mips => mips(),
         Measure::Rss => resident(&options.engine),
         Measure::Startup => startup(&options.engine),
+        Measure::Cpu(options) => cpu::run(options),
     }
 }
 

@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
-use super::made_from;
 use super::packages::Kernel;
-use crate::{command, workspace};
+use super::{Program, made_from};
+use crate::command;
 
 /// The first program of the guest.
 const INIT: &str = include_str!("init.sh");
 /// Raised when the way the archive is made changes.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 /// Modules and folders of modules taken from the kernel package.
 const MODULES: &[&str] = &[
     "drivers/virtio",
@@ -55,11 +55,16 @@ pub fn module_tree(folder: &Path, kernel: &Kernel, busybox: &Path) -> Result<Pat
 }
 
 /// The initramfs, made when its inputs changed.
-pub fn build(folder: &Path, kernel: &Kernel, busybox: &Path, program: &Path) -> Result<PathBuf> {
+pub fn build(
+    folder: &Path,
+    kernel: &Kernel,
+    busybox: &Path,
+    programs: &[(&str, Program)],
+) -> Result<PathBuf> {
     let tree = module_tree(folder, kernel, busybox)?;
     let initramfs = folder.join("initramfs.cpio.gz");
-    let source = std::fs::read_to_string(workspace::root().join(super::GUEST_PROGRAM))?;
-    let inputs = format!("{RECIPE} {} {MODULES:?}\n{INIT}\n{source}", kernel.release);
+    let texts: String = programs.iter().map(|(_, program)| program.text.as_str()).collect();
+    let inputs = format!("{RECIPE} {} {MODULES:?}\n{INIT}\n{texts}", kernel.release);
     made_from(&initramfs, &inputs, || {
         let mut archive = Archive::default();
         for name in ["bin", "dev", "etc", "newroot", "proc", "root", "sbin", "sys", "tmp"] {
@@ -70,7 +75,9 @@ pub fn build(folder: &Path, kernel: &Kernel, busybox: &Path, program: &Path) -> 
         archive.file("bin/busybox", 0o755, &std::fs::read(busybox)?);
         archive.symlink("bin/sh", "busybox");
         archive.symlink("sbin/modprobe", "../bin/busybox");
-        archive.file("bin/vireo_guest", 0o755, &std::fs::read(program)?);
+        for (name, program) in programs {
+            archive.file(&format!("bin/{name}"), 0o755, &std::fs::read(&program.executable)?);
+        }
         add_tree(&mut archive, &tree, "")?;
         compress(&archive.finish(), &initramfs)
     })?;

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `vmlinuz` | the kernel package behind `linux-image-cloud-amd64` | everything |
 //! | `initramfs.cpio.gz` | busybox, the kernel's modules, `init.sh`, our guest program | tests, benchmarks, and to reach the disk |
+//! | `bench-program` | `crates/vm_tests/guest/bench/` | the rows of `cargo xtask bench cpu`, in guests and on the host |
 //! | `guest-program` | `crates/vm_tests/guest/` | run in the guest and on the host: same results wanted |
 //! | `debian.raw` | debootstrap, `rootfs.sh` | the demo and the systemd tests |
 //!
@@ -27,6 +28,8 @@ use crate::{command, workspace};
 
 /// Source of the program that runs in guests.
 const GUEST_PROGRAM: &str = "crates/vm_tests/guest/vireo_guest.rs";
+/// Main source of the benchmark's guest side; its other files lie beside it.
+const BENCH_PROGRAM: &str = "crates/vm_tests/guest/bench/main.rs";
 
 /// The guest material, ready for use.
 pub struct Guests {
@@ -48,6 +51,11 @@ impl Guests {
         Ok(copy)
     }
 
+    /// The benchmark's program, for the host.
+    pub fn bench_program(&self) -> PathBuf {
+        self.folder.join("bench-program")
+    }
+
     /// Says what there is.
     pub fn describe(&self) {
         for path in [&self.kernel, &self.initramfs, &self.disk] {
@@ -65,8 +73,11 @@ pub fn prepare(refresh: bool) -> Result<Guests> {
     }
     let kernel = packages::kernel(&folder)?;
     let busybox = packages::busybox(&folder)?;
-    let program = guest_program(&folder)?;
-    let initramfs = initramfs::build(&folder, &kernel, &busybox, &program)?;
+    let programs = [
+        ("vireo_guest", static_program(GUEST_PROGRAM, &folder.join("guest-program"))?),
+        ("vireo_bench", static_program(BENCH_PROGRAM, &folder.join("bench-program"))?),
+    ];
+    let initramfs = initramfs::build(&folder, &kernel, &busybox, &programs)?;
     let disk = rootfs::build(&folder, &kernel, &busybox)?;
     Ok(Guests { kernel: kernel.image, initramfs, disk, folder })
 }
@@ -79,22 +90,40 @@ pub fn cache() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Builds the guest program as a static executable.
-fn guest_program(folder: &Path) -> Result<PathBuf> {
-    let source = workspace::root().join(GUEST_PROGRAM);
-    let text = std::fs::read_to_string(&source).with_context(|| format!("Cannot read {GUEST_PROGRAM}"))?;
-    let program = folder.join("guest-program");
-    made_from(&program, &text, || {
+/// A program for guests: the static executable and the text it was made from.
+pub struct Program {
+    executable: PathBuf,
+    text: String,
+}
+
+/// Builds a program for guests as a static executable.
+fn static_program(source: &str, executable: &Path) -> Result<Program> {
+    let source = workspace::root().join(source);
+    let text = program_text(&source)?;
+    made_from(executable, &text, || {
         command::run(
             Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
                 .args(["--edition", "2024", "-O", "--target", "x86_64-unknown-linux-gnu"])
                 .args(["-C", "target-feature=+crt-static", "-C", "panic=abort", "-C", "strip=symbols"])
                 .args(["-C", "relocation-model=static", "-o"])
-                .arg(&program)
+                .arg(executable)
                 .arg(&source),
         )
     })?;
-    Ok(program)
+    Ok(Program { executable: executable.to_path_buf(), text })
+}
+
+/// Everything a program is made of: a `main.rs` has its modules beside it.
+fn program_text(source: &Path) -> Result<String> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("Cannot read {}", path.display()))
+    };
+    match source.parent() {
+        Some(folder) if source.file_name().is_some_and(|name| name == "main.rs") => {
+            workspace::files_below(folder, &["rs"])?.iter().map(|path| read(path)).collect()
+        }
+        _ => read(source),
+    }
 }
 
 /// Makes `artefact` with `make` unless it exists and was made from the same `inputs`.
