@@ -32,7 +32,8 @@ pub trait Driver: Sync {
 }
 
 /// Every format.
-static DRIVERS: &[&dyn Driver] = &[&RawFormat, &Qcow2Format];
+static DRIVERS: &[&dyn Driver] =
+    &[&RawFormat, &Qcow2Format, &crate::vdi::VdiFormat, &crate::vhd::VhdFormat, &crate::vhdx::VhdxFormat];
 
 /// All formats, in the order of their help.
 pub fn drivers() -> impl Iterator<Item = &'static dyn Driver> {

@@ -16,9 +16,13 @@ mod error;
 mod format;
 mod image;
 mod lock;
+mod mapped;
 mod options;
 mod qcow2;
 mod raw;
+mod vdi;
+mod vhd;
+mod vhdx;
 
 pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 pub use error::BlockError;

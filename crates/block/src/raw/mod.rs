@@ -5,7 +5,6 @@ mod image;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use image::RawFormat;
 pub use image::RawImage;
 pub(crate) use image::actual_size;
 

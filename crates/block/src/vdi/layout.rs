@@ -1,0 +1,287 @@
+//! The table and the blocks.
+//!
+//! A block's number counts blocks from the offset of the data; other tools take the header's "blocks allocated" as
+//! the number of the next block. So no holes are left: numbers go up one by one, and the counter is durable before
+//! any entry with the new number is.
+
+use super::header::{DISCARDED, Header, UNALLOCATED};
+use crate::backend::BlockBackend;
+use crate::image::{CheckReport, ImageInfo, ImageResult, Repair};
+use crate::mapped::{DirtyPage, Layout, Pages, Place, fresh_space};
+use parking_lot::Mutex;
+use std::io::{Error, ErrorKind, Result};
+use std::ops::Range;
+use std::path::Path;
+
+/// Entries are never partly in a page: pages are sectors.
+const PAGE: usize = 512;
+
+struct State {
+    header: Header,
+    /// Number of the next block behind all others.
+    next: u32,
+    /// Numbers below `next` that no entry had when the image was opened.
+    holes: Vec<u32>,
+    /// The counter in the file.
+    stored: u32,
+}
+
+/// A vdi image's table.
+pub(super) struct VdiLayout {
+    block_size: u64,
+    state: Mutex<State>,
+}
+
+impl VdiLayout {
+    pub fn new(header: Header) -> Self {
+        let (next, stored) = (header.allocated, header.allocated);
+        let block_size = u64::from(header.block_size);
+        VdiLayout { block_size, state: Mutex::new(State { header, next, holes: Vec::new(), stored }) }
+    }
+
+    fn entry(&self, block: u64) -> u64 {
+        u64::from(self.state.lock().header.table_offset) + 4 * block
+    }
+
+    /// Offset of the block with a number.
+    fn data(&self, number: u32) -> u64 {
+        u64::from(self.state.lock().header.data_offset) + u64::from(number) * self.block_size
+    }
+
+    /// All entries of the table.
+    fn entries(file: &dyn BlockBackend, header: &Header) -> Result<Vec<u32>> {
+        let mut bytes = vec![0; 4 * header.blocks as usize];
+        file.read_bytes(u64::from(header.table_offset), &mut bytes)?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|entry| u32::from_le_bytes(*entry)).collect())
+    }
+}
+
+/// Number behind the last one.
+fn behind(entries: &[u32]) -> u32 {
+    entries.iter().filter(|&&entry| entry < DISCARDED).map(|entry| entry + 1).max().unwrap_or(0)
+}
+
+impl VdiLayout {
+    /// Makes room for a larger table: the first blocks move to the end, and the new table takes their place, so that
+    /// one write of the header leads from the old table to the new one.
+    fn move_table(&self, file: &dyn BlockBackend, header: &mut Header, entries: &mut [u32]) -> Result<()> {
+        let start = u64::from(header.data_offset);
+        let bytes = 4 * entries.len() as u64;
+        let moved = u32::try_from(bytes.div_ceil(self.block_size)).map_err(|_| ErrorKind::FileTooLarge)?;
+        let next = behind(entries).max(moved);
+        for (next, entry) in (next..).zip(entries.iter_mut().filter(|entry| **entry < moved)) {
+            let (from, to) = (u64::from(*entry) * self.block_size, u64::from(next) * self.block_size);
+            crate::mapped::copy(file, start + from, start + to, self.block_size)?;
+            *entry = next;
+        }
+        file.flush()?;
+        let old = entries.iter().take(header.blocks as usize).flat_map(|entry| entry.to_le_bytes());
+        file.write_bytes(u64::from(header.table_offset), &old.collect::<Vec<u8>>())?;
+        file.flush()?;
+        header.table_offset = header.data_offset;
+        header.data_offset =
+            u32::try_from(start + u64::from(moved) * self.block_size).map_err(|_| ErrorKind::FileTooLarge)?;
+        entries.iter_mut().filter(|entry| **entry < DISCARDED).for_each(|entry| *entry -= moved);
+        Ok(())
+    }
+}
+
+impl Layout for VdiLayout {
+    const PAGE: usize = PAGE;
+
+    fn format(&self) -> &'static str {
+        "vdi"
+    }
+
+    fn block_size(&self) -> u64 {
+        self.block_size
+    }
+
+    fn place(&self, file: &dyn BlockBackend, pages: &Pages, block: u64) -> Result<Place> {
+        let at = self.entry(block);
+        let number = u32::from_le_bytes(pages.read(file, at)?);
+        match number {
+            UNALLOCATED => return Ok(Place::Absent),
+            DISCARDED => return Ok(Place::Zero),
+            _ => {}
+        }
+        let (offset, blocks) = (self.data(number), self.state.lock().header.blocks);
+        if number >= blocks || offset >= file.size() {
+            let problem = format!(
+                "Offset {at:#x}: entry of block {block} is {number}; the image has {blocks} blocks, the file {} bytes",
+                file.size()
+            );
+            return Err(Error::new(ErrorKind::InvalidData, problem));
+        }
+        Ok(Place::Data(offset))
+    }
+
+    fn set(&self, file: &dyn BlockBackend, pages: &Pages, block: u64, place: Place) -> Result<()> {
+        let start = u64::from(self.state.lock().header.data_offset);
+        let number = match place {
+            Place::Data(offset) => ((offset - start) / self.block_size) as u32,
+            Place::Zero => DISCARDED,
+            _ => UNALLOCATED,
+        };
+        pages.write(file, self.entry(block), &number.to_le_bytes())
+    }
+
+    fn allocate(&self, file: &dyn BlockBackend, _pages: &Pages, _block: u64, _whole: bool) -> Result<Place> {
+        let mut state = self.state.lock();
+        let number = match state.holes.pop() {
+            Some(number) => number,
+            None if state.next < state.header.blocks => {
+                state.next += 1;
+                state.next - 1
+            }
+            None => return Err(Error::new(ErrorKind::StorageFull, "no block number is left")),
+        };
+        let offset = u64::from(state.header.data_offset) + u64::from(number) * self.block_size;
+        fresh_space(file, offset, self.block_size)?;
+        state.header.allocated = state.header.allocated.saturating_add(1).min(state.header.blocks);
+        Ok(Place::Data(offset))
+    }
+
+    fn has_zero_blocks(&self) -> bool {
+        true
+    }
+
+    fn begin_writing(&self, file: &dyn BlockBackend) -> Result<()> {
+        let mut state = self.state.lock();
+        let blocks = state.header.blocks;
+        let mut used = vec![0_u64; blocks.div_ceil(64) as usize];
+        let (mut next, mut count) = (0, 0);
+        for number in Self::entries(file, &state.header)?.into_iter().filter(|&number| number < blocks) {
+            next = next.max(number + 1);
+            count += 1;
+            if let Some(word) = used.get_mut(number as usize / 64) {
+                *word |= 1 << (number % 64);
+            }
+        }
+        state.holes = (0..next)
+            .rev()
+            .filter(|&n| used.get(n as usize / 64).is_some_and(|word| word >> (n % 64) & 1 == 0))
+            .collect();
+        state.next = next;
+        state.header.allocated = count;
+        Ok(())
+    }
+
+    fn commit(&self, file: &dyn BlockBackend, pages: &[DirtyPage]) -> Result<()> {
+        let (header, stored) = {
+            let state = self.state.lock();
+            (state.header.clone(), state.stored)
+        };
+        if header.allocated != stored {
+            file.write_bytes(0, &header.encode())?;
+            file.flush()?;
+            self.state.lock().stored = header.allocated;
+        }
+        for page in pages {
+            file.write_bytes(page.offset, &page.bytes)?;
+        }
+        file.flush()
+    }
+
+    fn grow(&self, file: &dyn BlockBackend, _pages: &Pages, _old: u64, size: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        let mut entries = Self::entries(file, &state.header)?;
+        let mut header = state.header.clone();
+        if entries.iter().any(|&entry| entry >= header.blocks && entry < DISCARDED) {
+            return Err(Error::new(
+                ErrorKind::InvalidData,
+                "the table has impossible entries: check the image first",
+            ));
+        }
+        let new = Header::new(size, header.fixed)
+            .map_err(|problem| Error::new(ErrorKind::FileTooLarge, problem))?;
+        let blocks = u32::try_from(size.div_ceil(self.block_size)).map_err(|_| ErrorKind::FileTooLarge)?;
+        entries.resize(blocks as usize, UNALLOCATED);
+        if 4 * u64::from(blocks) > u64::from(header.data_offset - header.table_offset) {
+            self.move_table(file, &mut header, &mut entries)?;
+        }
+        if header.fixed {
+            let next = behind(&entries);
+            let new = entries.iter_mut().filter(|entry| **entry == UNALLOCATED);
+            new.zip(next..).for_each(|(entry, next)| *entry = next);
+            let next = behind(&entries);
+            file.resize(u64::from(header.data_offset) + u64::from(next) * self.block_size)?;
+        }
+        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+        file.write_bytes(u64::from(header.table_offset), &bytes)?;
+        if file.size() < u64::from(header.data_offset) {
+            file.resize(u64::from(header.data_offset))?;
+        }
+        file.flush()?;
+        header.disk_size = new.disk_size;
+        header.blocks = blocks;
+        header.allocated = entries.iter().filter(|&&entry| entry < DISCARDED).count() as u32;
+        file.write_bytes(0, &header.encode())?;
+        file.flush()?;
+        state.stored = header.allocated;
+        state.header = header;
+        drop(state);
+        self.begin_writing(file)
+    }
+
+    fn describe(&self, info: &mut ImageInfo) {
+        let fixed = self.state.lock().header.fixed;
+        info.format_specific.insert("image-type".into(), if fixed { "fixed" } else { "dynamic" }.into());
+    }
+
+    fn metadata_ranges(&self) -> Vec<(Range<u64>, &'static str)> {
+        let state = self.state.lock();
+        let table = u64::from(state.header.table_offset);
+        vec![(0..512, "header"), (table..table + 4 * u64::from(state.header.blocks), "table of blocks")]
+    }
+
+    fn entry_offset(&self, _file: &dyn BlockBackend, _pages: &Pages, block: u64) -> Result<u64> {
+        Ok(self.entry(block))
+    }
+
+    fn check_rest(
+        &self,
+        file: &dyn BlockBackend,
+        path: &Path,
+        allocated: u64,
+        repair: Repair,
+        report: &mut CheckReport,
+    ) -> ImageResult<()> {
+        let mut state = self.state.lock();
+        let stored = u64::from(state.stored);
+        if stored == allocated {
+            return Ok(());
+        }
+        report.find(|| format!("Offset 0x184: blocks allocated is {stored}, but {allocated} blocks are"));
+        let count = stored.abs_diff(allocated);
+        // A counter that is too high is what a crash leaves.
+        let leak = stored > allocated;
+        if repair == Repair::All || leak && repair == Repair::Leaks {
+            state.header.allocated = allocated as u32;
+            file.write_bytes(0, &state.header.encode())
+                .and_then(|()| file.flush())
+                .map_err(|source| crate::BlockError::io(path, "writing the header", source))?;
+            state.stored = state.header.allocated;
+            if leak { report.leaks_fixed += count } else { report.corruptions_fixed += count }
+        } else if leak {
+            report.leaks += count;
+        } else {
+            report.corruptions += count;
+        }
+        Ok(())
+    }
+
+    fn end_of_data(&self, file: &dyn BlockBackend) -> u64 {
+        file.size()
+    }
+
+    fn cut(&self, file: &dyn BlockBackend, end: u64) -> Result<bool> {
+        let mut state = self.state.lock();
+        let start = u64::from(state.header.data_offset);
+        let end = end.max(start);
+        file.resize(end)?;
+        state.next = ((end - start) / self.block_size) as u32;
+        state.holes.retain(|&hole| hole < end.saturating_sub(start).div_ceil(self.block_size) as u32);
+        Ok(true)
+    }
+}

@@ -1,0 +1,215 @@
+//! Two tools, one image.
+
+use crate::rng::{Rng, run, seeds, tool};
+use block::{BackingPolicy, CreateOptions, OpenOptions, Repair};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn options(rng: &mut Rng, format: &str) -> BTreeMap<String, String> {
+    let mut options = BTreeMap::new();
+    let mut maybe = |rng: &mut Rng, name: &str, values: &[&str]| {
+        if !rng.one_in(3) {
+            options.insert(name.to_owned(), rng.pick(values).to_owned());
+        }
+    };
+    match format {
+        "vdi" => maybe(rng, "static", &["on", "off"]),
+        "vpc" => {
+            maybe(rng, "subformat", &["dynamic", "dynamic", "fixed"]);
+            maybe(rng, "force_size", &["on", "off"]);
+        }
+        "vhdx" => {
+            maybe(rng, "subformat", &["dynamic", "dynamic", "fixed"]);
+            maybe(rng, "block_size", &["1M", "2M", "8M", "16M", "64M"]);
+            maybe(rng, "log_size", &["1M", "2M"]);
+        }
+        "vmdk" => {
+            maybe(
+                rng,
+                "subformat",
+                &[
+                    "monolithicSparse",
+                    "monolithicSparse",
+                    "monolithicFlat",
+                    "twoGbMaxExtentSparse",
+                    "twoGbMaxExtentFlat",
+                ],
+            );
+            maybe(rng, "adapter_type", &["ide", "lsilogic", "buslogic", "legacyESX"]);
+            maybe(rng, "hwversion", &["4", "14"]);
+            let sparse = options.get("subformat").is_none_or(|name: &String| name.contains("Sparse"));
+            if sparse {
+                options.insert("zeroed_grain".into(), rng.pick(&["on", "off"]).into());
+            }
+        }
+        other => panic!("no options are known for {other}"),
+    }
+    options
+}
+
+fn opening(read_only: bool) -> OpenOptions {
+    OpenOptions { read_only, backing: BackingPolicy::Anywhere, ..OpenOptions::default() }
+}
+
+/// Random requests with our code; `model` follows.
+fn ours(rng: &mut Rng, path: &Path, format: &str, model: &mut Vec<u8>) {
+    let image = block::open(path, format, &opening(false)).unwrap();
+    assert_eq!(image.size(), model.len() as u64, "size we see");
+    for _ in 0..rng.below(24) {
+        let (start, len) = rng.range(model.len() as u64);
+        let range = start as usize..(start + len) as usize;
+        match rng.below(10) {
+            0 => image.flush().unwrap(),
+            1 | 2 => {
+                image.write_zeroes(start, len, rng.one_in(2)).unwrap();
+                model[range].fill(0);
+            }
+            3 => {
+                image.discard(start, len).unwrap();
+                let mut now = vec![1; len as usize];
+                image.read_bytes(start, &mut now).unwrap();
+                for (now, old) in now.chunks(512).zip(model[range.clone()].chunks(512)) {
+                    assert!(now == old || now.iter().all(|&byte| byte == 0), "a discard made something up");
+                }
+                model[range].copy_from_slice(&now);
+            }
+            4 => {
+                let mut now = vec![1; len as usize];
+                image.read_bytes(start, &mut now).unwrap();
+                assert!(now == model[range], "read at {start:#x} + {len:#x}");
+            }
+            _ => {
+                let data: Vec<u8> = (0..len).map(|_| rng.next() as u8).collect();
+                image.write_bytes(start, &data).unwrap();
+                model[range].copy_from_slice(&data);
+            }
+        }
+    }
+    if rng.one_in(4) && format != "vmdk" || rng.one_in(4) {
+        let more = (1 + rng.below(8000)) * 512;
+        match image.resize(model.len() as u64 + more) {
+            Ok(()) => model.resize(image.size() as usize, 0),
+            // Sizes that no geometry says.
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}"),
+        }
+    }
+}
+
+/// Random requests with `qemu-io`.
+fn theirs(rng: &mut Rng, path: &Path, format: &str, model: &mut [u8]) {
+    let mut commands = Vec::new();
+    for _ in 0..1 + rng.below(16) {
+        let (start, len) = rng.range(model.len() as u64);
+        let range = start as usize..(start + len) as usize;
+        if rng.one_in(5) {
+            commands.push(format!("write -z {start} {len}"));
+            model[range].fill(0);
+        } else {
+            let byte = rng.next() as u8;
+            commands.push(format!("write -P {byte} {start} {len}"));
+            model[range].fill(byte);
+        }
+    }
+    let mut arguments = vec!["-f", format];
+    for command in &commands {
+        arguments.extend(["-c", command]);
+    }
+    arguments.push(path.to_str().unwrap());
+    let said = run("qemu-io", &arguments);
+    assert!(!said.contains("failed"), "{said}");
+}
+
+/// Both tools see what `model` says, and their checks find nothing.
+fn compare(path: &Path, format: &str, model: &[u8]) {
+    let name = path.to_str().unwrap();
+    let image = block::open(path, format, &opening(true)).unwrap();
+    assert_eq!(image.size(), model.len() as u64, "size we see");
+    let mut content = vec![1; model.len()];
+    image.read_bytes(0, &mut content).unwrap();
+    assert!(content == model, "we read something else from byte {:?}", difference(&content, model));
+    let report = image.check(Repair::Nothing).unwrap();
+    assert!(report.is_clean(), "our check: {report:?}");
+    let mut at = 0;
+    while at < image.size() {
+        let extent = image.block_status(at, image.size() - at).unwrap();
+        assert!(extent.start == at && extent.length > 0 && extent.length <= image.size() - at, "{extent:?}");
+        let content = &model[at as usize..(at + extent.length) as usize];
+        assert!(!extent.zero || content.iter().all(|&byte| byte == 0), "{extent:?} is not zeros");
+        at += extent.length;
+    }
+    drop(image);
+    let raw = path.with_extension("raw");
+    run("qemu-img", &["convert", "-f", format, "-O", "raw", name, raw.to_str().unwrap()]);
+    let content = std::fs::read(&raw).unwrap();
+    assert_eq!(content.len(), model.len(), "size qemu-img sees");
+    assert!(content == model, "qemu-img reads something else from byte {:?}", difference(&content, model));
+    let check = tool("qemu-img", &["check", "-f", format, name]).unwrap();
+    // 63: the format has no check.
+    assert!(check.status.success() || check.status.code() == Some(63), "{check:?}");
+}
+
+fn difference(one: &[u8], other: &[u8]) -> Option<usize> {
+    one.iter().zip(other).position(|(one, other)| one != other)
+}
+
+fn virtual_size(path: &Path, format: &str) -> u64 {
+    let info = run("qemu-img", &["info", "-f", format, "--output=json", path.to_str().unwrap()]);
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    info["virtual-size"].as_u64().unwrap()
+}
+
+fn case(seed: u64, format: &str) {
+    let mut rng = Rng::new(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    let options = options(&mut rng, format);
+    let size = (1 + rng.below(24 << 11)) * 512;
+    let we_make_it = rng.one_in(2);
+    println!("seed {seed}: {format}, {size} bytes, {options:?}, made by us: {we_make_it}");
+    if we_make_it {
+        let create = CreateOptions { size, options, ..CreateOptions::default() };
+        block::create(&path, format, create).unwrap();
+    } else {
+        let options: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut arguments = vec!["create", "-q", "-f", format];
+        let options = options.join(",");
+        if !options.is_empty() {
+            arguments.extend(["-o", &options]);
+        }
+        let size = size.to_string();
+        arguments.extend([path.to_str().unwrap(), &size]);
+        run("qemu-img", &arguments);
+    }
+    let seen = virtual_size(&path, format);
+    assert!(seen >= size && seen < size + (1 << 20), "size is {seen}");
+    let mut model = vec![0; seen as usize];
+    for _ in 0..4 {
+        if rng.one_in(2) {
+            ours(&mut rng, &path, format, &mut model);
+        } else {
+            theirs(&mut rng, &path, format, &mut model);
+        }
+        compare(&path, format, &model);
+    }
+}
+
+fn cases(format: &str, default: u64) {
+    if tool("qemu-img", &["--version"]).is_some() && tool("qemu-io", &["--version"]).is_some() {
+        seeds(default).for_each(|seed| case(seed, format));
+    }
+}
+
+#[test]
+fn vdi() {
+    cases("vdi", 6);
+}
+
+#[test]
+fn vpc() {
+    cases("vpc", 6);
+}
+
+#[test]
+fn vhdx() {
+    cases("vhdx", 6);
+}
