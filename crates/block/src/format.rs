@@ -32,8 +32,14 @@ pub trait Driver: Sync {
 }
 
 /// Every format.
-static DRIVERS: &[&dyn Driver] =
-    &[&RawFormat, &Qcow2Format, &crate::vdi::VdiFormat, &crate::vhd::VhdFormat, &crate::vhdx::VhdxFormat];
+static DRIVERS: &[&dyn Driver] = &[
+    &RawFormat,
+    &Qcow2Format,
+    &crate::vdi::VdiFormat,
+    &crate::vhd::VhdFormat,
+    &crate::vhdx::VhdxFormat,
+    &crate::vmdk::VmdkFormat,
+];
 
 /// All formats, in the order of their help.
 pub fn drivers() -> impl Iterator<Item = &'static dyn Driver> {

@@ -23,6 +23,7 @@ mod raw;
 mod vdi;
 mod vhd;
 mod vhdx;
+mod vmdk;
 
 pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 pub use error::BlockError;

@@ -87,6 +87,11 @@ impl<L: Layout> Mapped<L> {
         }
     }
 
+    /// Adds what only the format has.
+    pub fn describe(&self, info: &mut ImageInfo) {
+        self.layout.describe(info);
+    }
+
     /// Whether writes are refused.
     pub(super) fn refuses_writes(&self) -> bool {
         self.read_only || self.file.is_read_only()

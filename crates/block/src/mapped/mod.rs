@@ -43,7 +43,6 @@ pub(crate) enum Place {
         bitmap: u64,
     },
     /// A compressed block begins at this offset.
-    #[expect(dead_code, reason = "the formats with compression follow")]
     Compressed(u64),
 }
 
@@ -80,6 +79,14 @@ pub(crate) trait Layout: Send + Sync + 'static {
     fn allocate(&self, file: &dyn BlockBackend, pages: &Pages, block: u64, whole: bool) -> Result<Place>;
     /// Whether an entry can say "zeros" though there is a backing file.
     fn has_zero_blocks(&self) -> bool;
+    /// Whether new blocks are compressed; changed ones are then written anew as a whole.
+    fn compresses(&self) -> bool {
+        false
+    }
+    /// Compresses a block and writes it to new space.
+    fn compress(&self, _file: &dyn BlockBackend, _block: u64, _content: &[u8]) -> Result<Place> {
+        Err(std::io::Error::other("the format has no compressed blocks"))
+    }
     /// The bytes of a compressed block.
     fn decompress(&self, _file: &dyn BlockBackend, _block: u64, offset: u64) -> Result<Vec<u8>> {
         Err(std::io::Error::other(format!("offset {offset:#x}: the format has no compressed blocks")))

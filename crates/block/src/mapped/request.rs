@@ -157,6 +157,14 @@ impl<L: Layout> Mapped<L> {
         match self.place(block)? {
             Place::Data(offset) => self.write_parts(offset + within, data),
             Place::Partial { data: offset, bitmap } => self.write_sectors(at, offset, bitmap, data, len),
+            Place::Absent | Place::Zero | Place::Compressed(_) if self.layout.compresses() => {
+                let mut content = self.old_content(block * size, size.min(self.size() - block * size))?;
+                content.resize(size as usize, 0);
+                let new = data.iter().flat_map(|part| part.iter());
+                content.iter_mut().skip(within as usize).zip(new).for_each(|(to, from)| *to = *from);
+                let place = self.layout.compress(&*self.file, block, &content)?;
+                self.set(block, place)
+            }
             old @ (Place::Absent | Place::Zero | Place::Compressed(_)) => {
                 let whole = len == size || old != Place::Absent || !self.has_backing_at(block);
                 match self.layout.allocate(&*self.file, &self.pages, block, whole)? {

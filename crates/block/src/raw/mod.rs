@@ -6,7 +6,7 @@ mod image;
 mod tests;
 
 pub use image::RawImage;
-pub(crate) use image::actual_size;
+pub(crate) use image::{RawFormat, actual_size};
 
 use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 use crate::error::BlockError;

@@ -258,3 +258,10 @@ fn vpc() {
 fn vhdx() {
     losses("vhdx", &[("block_size", "1M")], 12);
 }
+
+#[test]
+fn vmdk() {
+    losses("vmdk", &[], 8);
+    losses("vmdk", &[("zeroed_grain", "on")], 4);
+    losses("vmdk", &[("subformat", "streamOptimized")], 4);
+}
