@@ -193,16 +193,7 @@ impl Driver for VhdxFormat {
                 format!("{size} is no multiple of {sector} from 1 sector to 64 TiB"),
             ));
         }
-        let fixed = match subformat.as_deref() {
-            None | Some("dynamic") => false,
-            Some("fixed") => true,
-            Some(other) => {
-                return Err(BlockError::option(
-                    "subformat",
-                    format!("{other:?} is unknown; known: dynamic, fixed"),
-                ));
-            }
-        };
+        let fixed = is_fixed(subformat.as_deref())?;
         if !fixed && mode != Preallocation::Off {
             return Err(BlockError::option(
                 "preallocation",
@@ -234,6 +225,16 @@ impl Driver for VhdxFormat {
         });
         made.and_then(|()| file.flush())
             .map_err(|source| BlockError::io(path, "writing the new image", source))
+    }
+}
+
+fn is_fixed(subformat: Option<&str>) -> ImageResult<bool> {
+    match subformat {
+        None | Some("dynamic") => Ok(false),
+        Some("fixed") => Ok(true),
+        Some(other) => {
+            Err(BlockError::option("subformat", format!("{other:?} is unknown; known: dynamic, fixed")))
+        }
     }
 }
 
