@@ -12,19 +12,29 @@ const SIZE: usize = 16 << 20;
 
 #[test]
 fn a_guest_reads_and_writes_its_disk() -> Result<()> {
+    read_and_write("")
+}
+
+#[test]
+fn a_guest_reads_and_writes_its_disk_by_packed_rings() -> Result<()> {
+    read_and_write(",packed=on,queues=2")
+}
+
+fn read_and_write(options: &str) -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("disk.raw");
     let content: Vec<u8> = (0..SIZE as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     std::fs::write(&path, &content)?;
-    let disk = format!("{},serial=VIREO42", path.display());
-    let mut vm = material.boot("vireo.test=block quiet", &["--engine", "software", "--disk", &disk])?;
+    let disk = format!("{},serial=VIREO42{options}", path.display());
+    let mut vm =
+        material.boot("vireo.test=block quiet", &["--engine", "software", "--cpus", "2", "--disk", &disk])?;
     vm.wait_for("VIREO-BLOCK-SIZE 32768 ro=0 serial=VIREO42", BOOT)?;
-    vm.wait_for("VIREO-BLOCK-READ ", 60)?;
+    vm.wait_for("VIREO-BLOCK-READ ", 180)?;
     let digest = vm.wait_for("\n", 60)?;
     std::fs::write(folder.path().join("head"), &content[..1 << 20])?;
     assert_eq!(digest.trim(), sha256(&folder.path().join("head"))?);
-    vm.wait_for("VIREO-BLOCK-OK", 60)?;
+    vm.wait_for("VIREO-BLOCK-OK", 180)?;
     assert_eq!(vm.wait(60)?.code, Some(0));
     // The guest wrote the numbers from 1 on, a line each, 1 MiB into the disk, and nothing else anywhere.
     let mut file = std::fs::File::open(&path)?;

@@ -61,7 +61,8 @@ impl VirtioPci {
     /// When the host gives no thread.
     pub fn new(name: &str, device: Box<dyn VirtioDevice>, wiring: PciWiring) -> std::io::Result<Arc<Self>> {
         let function = build(name, device, wiring);
-        let workers = worker::spawn(&function)?;
+        // Those that did start must not wait for ever for a function that is not there.
+        let workers = worker::spawn(&function).inspect_err(|_| function.stop())?;
         Ok(Arc::new(VirtioPci { function, workers }))
     }
 
