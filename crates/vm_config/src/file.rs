@@ -60,8 +60,29 @@ fn parse_json(text: &str) -> Result<VmConfig, Complaint> {
     })
 }
 
+/// What the parser says, in one line and in a person's words.
 fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    let text = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    for (start, what) in [("unknown field ", "key"), ("unknown variant ", "value")] {
+        if let Some(rest) = text.strip_prefix(start) {
+            // The first quoted word is the wrong one, the others are the right ones.
+            let mut words = rest.split('`').skip(1).step_by(2);
+            let wrong = words.next().unwrap_or_default();
+            let known: Vec<&str> = words.collect();
+            let quoted: Vec<String> = known.iter().map(|word| format!("`{word}`")).collect();
+            let meant =
+                nearest(wrong, &known).map_or_else(String::new, |word| format!("did you mean `{word}`? "));
+            return format!("unknown {what} `{wrong}`; {meant}known are {}", quoted.join(", "));
+        }
+    }
+    text
+}
+
+/// The word that somebody meant who wrote another, if one is near.
+fn nearest<'a>(wrong: &str, known: &[&'a str]) -> Option<&'a str> {
+    let distance = |word: &str| strsim::damerau_levenshtein(&wrong.replace('_', "-"), word);
+    let best = known.iter().copied().min_by_key(|word| distance(word))?;
+    (distance(best) <= best.len().min(wrong.len()).div_ceil(3)).then_some(best)
 }
 
 #[cfg(test)]
@@ -98,10 +119,34 @@ mod tests {
             [("m.toml", "cpus = 1\nmemroy = '1G'\n"), ("m.json", "{\"cpus\": 1,\n\"memroy\": 1}")]
         {
             let error = read(name, text).unwrap_err().to_string();
-            for words in [name, "line 2", "memroy", "`memory`", "`debug-exit`"] {
+            for words in [name, "line 2", "memroy", "did you mean `memory`?", "`debug-exit`"] {
                 assert!(error.contains(words), "{words}: {error}");
             }
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_and_keys_of_disks_are_named() {
+        for (text, line, words) in [
+            ("engine = 'kmv'\n", 1, ["`kmv`", "did you mean `kvm`?", "`software`"]),
+            (
+                "\n[[disks]]\npath = 'a'\nread-only = true\n",
+                4,
+                ["`read-only`", "did you mean `readonly`?", "`serial`"],
+            ),
+            ("[[disks]]\npath = 'a'\nformat = 'rwa'\n", 3, ["`rwa`", "`raw`", "value"]),
+            ("debug_exit = 5\n", 1, ["`debug_exit`", "did you mean `debug-exit`?", "key"]),
+            ("kernel = 'a'\nmemory = '3Q'\n", 2, ["3Q", "512M", ""]),
+            ("serial = 'tty'\n", 1, ["tty", "unix:PATH", ""]),
+            ("wheels = 4\n", 1, ["`wheels`", "; known are", "`kernel`"]),
+            ("kernel = \n", 1, ["m.toml", "", ""]),
+        ] {
+            let error = read("m.toml", text).unwrap_err().to_string();
+            assert!(error.contains(&format!("line {line}:")), "{error}");
+            for word in words {
+                assert!(error.contains(word), "{word}: {error}");
+            }
         }
     }
 
