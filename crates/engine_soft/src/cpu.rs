@@ -148,6 +148,10 @@ pub struct Cpu {
     pub(crate) step_end: u64,
     /// Value of `instructions` at which to look at the clock.
     pub(crate) next_tick: u64,
+    /// IN and OUT that passed their checks.
+    pub(crate) pio_accesses: u64,
+    /// HLT instructions.
+    pub(crate) halts: u64,
     /// The instruction loaded RFLAGS.RF itself (IRET): it stays for the next instruction.
     pub kept_resume_flag: bool,
     /// An exception of a loaded state, to be delivered before the first instruction.

@@ -50,6 +50,8 @@ impl Cpu {
             instructions: 0,
             step_end: u64::MAX,
             next_tick: 0,
+            pio_accesses: 0,
+            halts: 0,
             kept_resume_flag: false,
             pending_exception: None,
             vector: Default::default(),

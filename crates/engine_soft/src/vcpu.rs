@@ -63,6 +63,8 @@ impl Cpu {
             ("page_walks", mmu.walks),
             ("tlb_flushes", mmu.flushes),
             ("mmio_accesses", mmu.mmio),
+            ("pio_accesses", self.pio_accesses),
+            ("halts", self.halts),
             ("block_misses", code.misses),
             ("blocks_decoded", code.decoded),
             ("blocks_stale", code.stale),

@@ -9,6 +9,7 @@ impl Cpu {
     pub(crate) fn port_in<T: Int>(&mut self, port: u16) -> Result<T, Fault> {
         let size = (T::BITS / 8) as usize;
         self.check_io(port, size as u8)?;
+        self.pio_accesses += 1;
         let mut bytes = [0xff; 8];
         if let Some(io) = self.io() {
             io.pio_read(port, &mut bytes[..size]);
@@ -20,6 +21,7 @@ impl Cpu {
     pub(crate) fn port_out<T: Int>(&mut self, port: u16, value: T) -> Result<(), Fault> {
         let size = (T::BITS / 8) as usize;
         self.check_io(port, size as u8)?;
+        self.pio_accesses += 1;
         if let Some(io) = self.io() {
             io.pio_write(port, &value.zx().to_le_bytes()[..size]);
         }

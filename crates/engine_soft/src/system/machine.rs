@@ -110,6 +110,7 @@ pub fn int1(cpu: &mut Cpu, insn: &Insn) -> Flow {
 pub fn hlt(cpu: &mut Cpu, _: &Insn) -> Flow {
     require_supervisor(cpu)?;
     cpu.mp_state = MpState::Halted;
+    cpu.halts += 1;
     Err(Stop::Done)
 }
 
