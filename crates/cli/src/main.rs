@@ -4,6 +4,7 @@
 
 mod commands;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -21,10 +22,14 @@ struct Cli {
 enum Command {
     /// Run a virtual machine in the foreground
     Run(Box<commands::run::RunArgs>),
+    /// Ask a running machine: status, pause, stats, …
+    Ctl(commands::ctl::CtlArgs),
     /// Say what this host offers, which engine is chosen, and why
     Doctor(commands::doctor::DoctorArgs),
     /// CPU models
     Cpu(commands::cpu::CpuArgs),
+    /// Print a shell's completions of this program
+    Completions(commands::completions::CompletionsArgs),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +41,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Command::Run(arguments) => commands::run::run(&arguments),
+        Command::Ctl(arguments) => commands::ctl::run(&arguments),
+        Command::Completions(arguments) => commands::completions::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Cpu(arguments) => commands::cpu::run(&arguments),
     };
@@ -51,13 +58,55 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help goes out as it is; a mistake in one line.
+/// Help goes out as it is; a mistake in one line, with what would be right.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(exit_code::HOST) };
     }
-    let text = error.to_string();
-    let first = text.lines().next().unwrap_or_default();
-    eprintln!("vireo: error: {}; see --help", first.strip_prefix("error: ").unwrap_or(first));
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(exit_code::USAGE);
+    }
+    eprintln!("vireo: error: {}; see --help", one_line(&error.to_string()));
     ExitCode::from(exit_code::USAGE)
+}
+
+/// The lines before the usage, joined.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let said: Vec<&str> =
+        lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
+    let all = said.join("; ");
+    all.strip_prefix("error: ").unwrap_or(&all).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_are_one_line_that_says_what_would_be_right() {
+        for (arguments, words) in [
+            (&["vireo", "run", "--memroy", "1G"][..], &["--memroy", "--memory"][..]),
+            (&["vireo", "run", "--engine", "steam"], &["steam", "auto, kvm, software"]),
+            (&["vireo", "run", "--serial", "tty"], &["stdio, pty, unix:PATH, file:PATH, none"]),
+            (&["vireo", "run", "--memory", "12 X"], &["12 X", "512M"]),
+            (&["vireo", "run", "--disk", "a,format=qcow9"], &["qcow9", "raw"]),
+            (&["vireo", "run", "--debug-exit=x"], &["0xf4"]),
+            (&["vireo", "ctl", "s", "switch-engine", "steam"], &["steam", "software, kvm"]),
+            (&["vireo", "ruun"], &["ruun", "'run'"]),
+        ] {
+            let text = one_line(&Cli::try_parse_from(arguments).unwrap_err().to_string());
+            assert!(!text.contains('\n'), "{text}");
+            for word in words {
+                assert!(text.contains(word), "{arguments:?} does not say {word:?}: {text}");
+            }
+        }
+    }
 }

@@ -1,26 +1,32 @@
 //! The state driver: one thread owns the machine's life; everybody else queues requests.
 
 use crate::Outcome;
+use crate::control::protocol::{Command, EngineName, Event, Refusal, RefusalKind, Reply};
+use crate::stats::{Stats, Status};
 use machine::MachineEvent;
-use std::sync::mpsc::Receiver;
+use serde_json::json;
+use std::sync::mpsc::{Receiver, Sender};
 
 /// What somebody wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Request {
-    /// Stop the guest for a while.
-    Pause,
-    /// Let it go on.
-    Resume,
-    /// Press the power button.
-    PowerButton,
     /// SIGTERM: the first presses the power button, the second ends the machine.
     Terminate,
-    /// Press the reset button.
-    Reset,
     /// End the machine at once.
     Quit,
     /// Print the counters.
     Stats,
+    /// SIGTSTP: stop guest and process until somebody continues the process.
+    Suspend,
+    /// SIGCONT: somebody continued the process.
+    Continued,
+    /// A client of the control socket asks.
+    Control {
+        /// For what.
+        command: Command,
+        /// Takes the answer.
+        reply: Sender<Reply>,
+    },
     /// The guest, or its processors, said something.
     Guest(MachineEvent),
 }
@@ -31,12 +37,30 @@ pub trait Guest {
     fn resume(&mut self);
     /// Stops it.
     fn pause(&mut self);
-    /// Back to power-on; it stands then.
+    /// Back to power-on; it stands before and after.
+    ///
+    /// # Errors
+    /// Why there is no machine any more.
     fn reset(&mut self) -> Result<(), String>;
     /// Presses the power button.
     fn press_power_button(&mut self);
-    /// Prints the counters of the standing guest.
+    /// The counters of the standing guest.
+    fn stats(&mut self) -> Stats;
+    /// Prints them.
     fn print_stats(&mut self);
+    /// What does not change while it runs; the driver adds what it knows.
+    fn status(&self, running: bool) -> Status;
+    /// Moves the standing guest to an engine; `false` when it was there already.
+    ///
+    /// # Errors
+    /// Why not; the guest is as before.
+    fn switch_engine(&mut self, engine: EngineName) -> Result<bool, String>;
+    /// Stops the process until somebody continues it. The guest stands.
+    fn stop_process(&mut self);
+    /// The process was continued.
+    fn continued(&mut self);
+    /// Tells whoever wants to know.
+    fn announce(&mut self, event: Event);
 }
 
 /// Starts the guest and serves requests until the machine ends. The guest stands afterwards.
@@ -51,6 +75,7 @@ pub fn drive(guest: &mut dyn Guest, requests: &Receiver<Request>, no_reboot: boo
         }
     };
     driver.set_running(false);
+    driver.guest.announce(Event::Ended { reason: outcome.to_string(), exit_status: outcome.exit_code() });
     outcome
 }
 
@@ -74,28 +99,91 @@ impl Driver<'_> {
         }
     }
 
+    /// Stops the guest for a moment.
+    fn while_standing<T>(&mut self, work: impl FnOnce(&mut dyn Guest) -> T) -> T {
+        let was_running = self.running;
+        self.set_running(false);
+        let result = work(self.guest);
+        self.set_running(was_running);
+        result
+    }
+
     fn serve(&mut self, request: Request) -> Option<Outcome> {
         match request {
-            Request::Pause => self.set_running(false),
-            Request::Resume => self.set_running(true),
-            Request::PowerButton => self.guest.press_power_button(),
             Request::Terminate if self.terminating => return Some(Outcome::Ended),
             Request::Terminate => {
                 self.terminating = true;
-                self.guest.press_power_button();
+                self.press_power_button();
                 self.set_running(true);
             }
-            Request::Reset => return self.reset(),
             Request::Quit => return Some(Outcome::Ended),
-            Request::Stats => {
-                let was_running = self.running;
-                self.set_running(false);
-                self.guest.print_stats();
-                self.set_running(was_running);
+            Request::Stats => self.while_standing(|guest| guest.print_stats()),
+            Request::Suspend => self.while_standing(|guest| guest.stop_process()),
+            Request::Continued => self.guest.continued(),
+            Request::Control { command, reply } => {
+                let (answer, outcome) = self.obey(command);
+                // A client that has gone wants no answer.
+                let _ = reply.send(answer);
+                return outcome;
             }
             Request::Guest(event) => return self.guest_event(event),
         }
         None
+    }
+
+    fn obey(&mut self, command: Command) -> (Reply, Option<Outcome>) {
+        let done = || Ok(json!({}));
+        let answer = match command {
+            Command::Status {} => to_reply(self.guest.status(self.running)),
+            Command::Stats {} => to_reply(self.while_standing(|guest| guest.stats())),
+            Command::Pause {} => {
+                self.change_running(false);
+                done()
+            }
+            Command::Resume {} => {
+                self.change_running(true);
+                done()
+            }
+            Command::PowerButton {} => {
+                self.press_power_button();
+                done()
+            }
+            Command::Reset {} => {
+                let outcome = self.reset();
+                let answer =
+                    if outcome.is_some() { refuse("The machine cannot be reset".into()) } else { done() };
+                return (answer, outcome);
+            }
+            Command::Stop {} => return (done(), Some(Outcome::Ended)),
+            Command::SwitchEngine { engine } => self.switch_engine(engine),
+            // Served where the client is.
+            Command::Events {} => done(),
+        };
+        (answer, None)
+    }
+
+    fn change_running(&mut self, running: bool) {
+        if self.running != running {
+            self.set_running(running);
+            self.guest.announce(if running { Event::Resumed } else { Event::Paused });
+        }
+    }
+
+    fn press_power_button(&mut self) {
+        self.guest.press_power_button();
+        self.guest.announce(Event::PowerButton);
+    }
+
+    fn switch_engine(&mut self, engine: EngineName) -> Reply {
+        match self.while_standing(|guest| guest.switch_engine(engine)) {
+            Ok(switched) => {
+                if switched {
+                    self.guest.announce(Event::EngineSwitched { engine });
+                }
+                Ok(json!({ "engine": engine }))
+            }
+            Err(detail) => refuse(detail),
+        }
     }
 
     fn guest_event(&mut self, event: MachineEvent) -> Option<Outcome> {
@@ -112,24 +200,34 @@ impl Driver<'_> {
     }
 
     fn reset(&mut self) -> Option<Outcome> {
-        let was_running = self.running;
-        self.set_running(false);
-        if let Err(detail) = self.guest.reset() {
-            return Some(Outcome::Failed { detail });
+        match self.while_standing(|guest| guest.reset()) {
+            Ok(()) => {
+                self.guest.announce(Event::Reset);
+                None
+            }
+            Err(detail) => Some(Outcome::Failed { detail }),
         }
-        self.set_running(was_running);
-        None
     }
+}
+
+fn refuse(message: String) -> Reply {
+    Err(Refusal::new(RefusalKind::Failed, message))
+}
+
+fn to_reply(result: impl serde::Serialize) -> Reply {
+    serde_json::to_value(result).map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::State;
     use std::sync::mpsc::channel;
 
     #[derive(Default)]
     struct Fake {
         log: Vec<&'static str>,
+        events: Vec<Event>,
     }
 
     impl Guest for Fake {
@@ -146,44 +244,117 @@ mod tests {
         fn press_power_button(&mut self) {
             self.log.push("button");
         }
-        fn print_stats(&mut self) {
+        fn stats(&mut self) -> Stats {
             self.log.push("stats");
+            Stats::default()
+        }
+        fn print_stats(&mut self) {
+            self.log.push("print");
+        }
+        fn status(&self, running: bool) -> Status {
+            Status { state: if running { State::Running } else { State::Paused }, ..Status::default() }
+        }
+        fn switch_engine(&mut self, engine: EngineName) -> Result<bool, String> {
+            self.log.push("switch");
+            if engine == EngineName::Kvm { Err("no KVM".to_owned()) } else { Ok(true) }
+        }
+        fn stop_process(&mut self) {
+            self.log.push("stop-process");
+        }
+        fn continued(&mut self) {
+            self.log.push("continued");
+        }
+        fn announce(&mut self, event: Event) {
+            self.events.push(event);
         }
     }
 
-    fn play(requests: &[Request], no_reboot: bool) -> (Outcome, Vec<&'static str>) {
+    fn control(command: Command) -> Request {
+        Request::Control { command, reply: channel().0 }
+    }
+
+    fn play(requests: &[Request], no_reboot: bool) -> (Outcome, Fake) {
         let (sender, receiver) = channel();
         requests.iter().for_each(|request| sender.send(request.clone()).unwrap());
         drop(sender);
         let mut guest = Fake::default();
         let outcome = drive(&mut guest, &receiver, no_reboot);
-        (outcome, guest.log)
+        assert!(matches!(guest.events.pop(), Some(Event::Ended { .. })));
+        (outcome, guest)
     }
 
     #[test]
     fn the_second_termination_ends() {
-        let (outcome, log) = play(&[Request::Terminate, Request::Terminate], false);
-        assert_eq!((outcome, log), (Outcome::Ended, vec!["resume", "button", "pause"]));
+        let (outcome, guest) = play(&[Request::Terminate, Request::Terminate], false);
+        assert_eq!((outcome, guest.log), (Outcome::Ended, vec!["resume", "button", "pause"]));
     }
 
     #[test]
     fn a_paused_guest_hears_the_power_button() {
-        let (_, log) = play(&[Request::Pause, Request::Pause, Request::Terminate, Request::Quit], false);
-        assert_eq!(log, ["resume", "pause", "button", "resume", "pause"]);
+        let pause = control(Command::Pause {});
+        let (_, guest) = play(&[pause.clone(), pause, Request::Terminate, Request::Quit], false);
+        assert_eq!(guest.log, ["resume", "pause", "button", "resume", "pause"]);
+        assert_eq!(guest.events, [Event::Paused, Event::PowerButton]);
     }
 
     #[test]
     fn a_reset_restarts_or_ends() {
         let reset = Request::Guest(MachineEvent::Reset);
         let off = Request::Guest(MachineEvent::PowerOff);
-        let (outcome, log) = play(&[reset.clone(), off], false);
-        assert_eq!((outcome, log), (Outcome::PowerOff, vec!["resume", "pause", "reset", "resume", "pause"]));
+        let (outcome, guest) = play(&[reset.clone(), off], false);
+        assert_eq!(
+            (outcome, guest.log),
+            (Outcome::PowerOff, vec!["resume", "pause", "reset", "resume", "pause"])
+        );
         assert_eq!(play(&[reset], true).0, Outcome::Reset);
     }
 
     #[test]
     fn counters_are_read_from_a_standing_guest() {
-        let (_, log) = play(&[Request::Stats, Request::Pause, Request::Stats], false);
-        assert_eq!(log, ["resume", "pause", "stats", "resume", "pause", "stats"]);
+        let requests = [Request::Stats, control(Command::Pause {}), control(Command::Stats {})];
+        let (_, guest) = play(&requests, false);
+        assert_eq!(guest.log, ["resume", "pause", "print", "resume", "pause", "stats"]);
+    }
+
+    #[test]
+    fn a_suspended_process_takes_its_guest_along_and_leaves_a_paused_one_paused() {
+        let suspend = [Request::Suspend, Request::Continued];
+        assert_eq!(
+            play(&suspend, false).1.log,
+            ["resume", "pause", "stop-process", "resume", "continued", "pause"]
+        );
+        let paused = [control(Command::Pause {}), Request::Suspend, Request::Continued];
+        assert_eq!(play(&paused, false).1.log, ["resume", "pause", "stop-process", "continued"]);
+    }
+
+    #[test]
+    fn requests_are_answered_by_the_state_they_find() {
+        let (sender, receiver) = channel();
+        let commands = [
+            Command::Status {},
+            Command::Pause {},
+            Command::Status {},
+            Command::SwitchEngine { engine: EngineName::Kvm },
+            Command::SwitchEngine { engine: EngineName::Software },
+            Command::Stop {},
+        ];
+        let answers: Vec<_> = commands
+            .map(|command| {
+                let (reply, answer) = channel();
+                sender.send(Request::Control { command, reply }).unwrap();
+                answer
+            })
+            .into_iter()
+            .collect();
+        let mut guest = Fake::default();
+        assert_eq!(drive(&mut guest, &receiver, false), Outcome::Ended);
+        let answers: Vec<Reply> = answers.iter().map(|answer| answer.recv().unwrap()).collect();
+        let state = |index: usize| answers[index].clone().unwrap()["state"].clone();
+        assert_eq!((state(0), state(2)), (json!("running"), json!("paused")));
+        assert_eq!(answers[3].clone().unwrap_err().kind, RefusalKind::Failed);
+        assert_eq!(answers[4], Ok(json!({ "engine": "software" })));
+        assert_eq!(answers[5], Ok(json!({})));
+        assert_eq!(guest.log, ["resume", "pause", "switch", "switch"]);
+        assert_eq!(guest.events[1], Event::EngineSwitched { engine: EngineName::Software });
     }
 }

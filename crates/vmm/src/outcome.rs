@@ -2,6 +2,7 @@
 //!
 //! Odd numbers belong to the guest's debug-exit device; everything else is even.
 
+use std::fmt;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -60,6 +61,20 @@ impl Outcome {
     }
 }
 
+/// For people, and for the event of a machine's end.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::PowerOff => f.write_str("the guest powered itself off"),
+            Outcome::DebugExit(value) => write!(f, "the guest wrote {value:#x} to its debug-exit port"),
+            Outcome::TripleFault { vcpu } => write!(f, "the guest crashed: triple fault of vCPU {vcpu}"),
+            Outcome::Reset => f.write_str("the guest asked for a reset"),
+            Outcome::Ended => f.write_str("somebody ended the machine"),
+            Outcome::Failed { detail } => f.write_str(detail),
+        }
+    }
+}
+
 /// Why a machine does not come to life, or cannot stay alive.
 #[derive(Debug, Error)]
 pub enum VmmError {
@@ -75,11 +90,31 @@ pub enum VmmError {
     /// The machine cannot be built.
     #[error("The machine cannot be built")]
     Machine(#[from] machine::MachineError),
+    /// One file is asked for twice.
+    #[error("{} cannot be {role}: it is {other} already", .path.display())]
+    TwoRoles {
+        /// Which file.
+        path: PathBuf,
+        /// What it should be.
+        role: String,
+        /// What it is.
+        other: String,
+    },
     /// The socket's path is taken.
-    #[error("Socket path {} is taken; remove what is there or choose another path", .path.display())]
+    #[error("Socket path {} is taken, {found}; remove that or choose another path", .path.display())]
     SocketTaken {
         /// Which path.
         path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// A socket cannot listen.
+    #[error("Socket {} cannot be made", .path.display())]
+    Socket {
+        /// Which path.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
     },
     /// A console cannot be opened.
     #[error("Serial port {what} cannot be opened")]
@@ -106,7 +141,9 @@ impl VmmError {
         match self {
             VmmError::Config(_)
             | VmmError::Disk(_)
+            | VmmError::TwoRoles { .. }
             | VmmError::SocketTaken { .. }
+            | VmmError::Socket { .. }
             | VmmError::Console { .. }
             | VmmError::Engine(engine::EngineError::UnknownModel { .. })
             | VmmError::Machine(MachineError::Load(_)) => exit_code::USAGE,

@@ -1,37 +1,48 @@
 //! From a configuration to an outcome.
 
-use crate::console::Console;
+use crate::console::{Console, OutputQueue};
+use crate::control::protocol::{EngineName, Event};
+use crate::control::server::Server;
 use crate::driver::{Guest, Request, drive};
-use crate::signals::Signals;
-use crate::{Outcome, VmmError, stats};
-use block::{BlockBackend, RawFile};
+use crate::signals::{Signals, stop_process};
+use crate::socket::Listener;
+use crate::stats::{State, Stats, Status};
+use crate::{Outcome, VmmError, disks, fatal, terminal};
 use engine::cpu_model::CpuModel;
 use machine::BootSource;
-use machine::{BoardSettings, Disk, Machine, MachineSettings};
+use machine::engines::{Chosen, choose};
+use machine::{BoardSettings, Machine, MachineError, MachineSettings};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
-use vm_config::VmConfig;
+use vm_config::{EngineChoice, VmConfig};
 
 /// What is not about the machine but about this run of it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     /// Print the counters at the end.
     pub stats: bool,
+    /// Listen for requests at this path.
+    pub control: Option<PathBuf>,
 }
 
 /// Runs a machine in this process until it ends.
-pub fn run(config: &VmConfig, options: RunOptions) -> Result<Outcome, VmmError> {
+///
+/// # Errors
+/// When it cannot be built as asked; every file is as it was then.
+pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError> {
     config.validate()?;
     let model = CpuModel::named(&config.cpu)?;
+    fatal::install()?;
     let signals = Signals::block()?;
-    let disks = open_disks(config)?;
-    let chosen = machine::engines::choose(config.engine)?;
-    tracing::info!(engine = %chosen.engine.kind(), reason = chosen.reason, "engine chosen");
-    let mut console = Console::open(&config.serial)?;
+    let disks = disks::open(config)?;
+    let Chosen { engine, carrier, reason } = choose(config.engine)?;
+    tracing::info!(engine = %engine.kind(), reason, "engine chosen");
+    let queue = Arc::new(OutputQueue::default());
     let settings = MachineSettings {
-        engine: chosen.engine,
-        carrier: chosen.carrier,
+        engine,
+        carrier,
         cpus: config.cpus,
         model,
         memory: config.memory.0,
@@ -41,18 +52,17 @@ pub fn run(config: &VmConfig, options: RunOptions) -> Result<Outcome, VmmError> 
             append: config.append.clone(),
             ..BootSource::default()
         },
-        board: BoardSettings {
-            serial: console.backend(),
-            console: None,
-            disks,
-            debug_exit: config.debug_exit,
-        },
+        board: BoardSettings { serial: queue.clone(), console: None, disks, debug_exit: config.debug_exit },
     };
     let (machine, events) = Machine::new(settings)?;
     let (sender, requests) = channel();
+    // Sockets and files come last: whatever else is wrong leaves nothing behind.
+    let listener = options.control.as_deref().map(Listener::bind).transpose()?;
+    let console = Console::open(&config.serial, queue, machine.serial().clone(), sender.clone())?;
     let thread = |source| VmmError::Host { what: "a thread", source };
+    let server =
+        listener.map(|listener| Server::start(listener, sender.clone())).transpose().map_err(thread)?;
     signals.forward(sender.clone()).map_err(thread)?;
-    console.start(machine.serial().clone(), sender.clone())?;
     let forward_events = move || {
         for event in events {
             if sender.send(Request::Guest(event)).is_err() {
@@ -60,38 +70,36 @@ pub fn run(config: &VmConfig, options: RunOptions) -> Result<Outcome, VmmError> 
             }
         }
     };
-    std::thread::Builder::new().name("events".to_owned()).spawn(forward_events).map_err(thread)?;
-    let mut guest = RunningGuest { machine, since: None, ran: Duration::ZERO };
+    crate::thread::spawn("events", forward_events).map_err(thread)?;
+    let mut guest =
+        RunningGuest { machine, console, server, config, reason, since: None, ran: Duration::ZERO };
     let outcome = drive(&mut guest, &requests, config.no_reboot);
-    drop(console);
-    if options.stats {
-        guest.print_stats();
+    let stats = options.stats.then(|| guest.stats());
+    // The guest's last words before ours, and the terminal as it was.
+    drop(guest);
+    if let Some(stats) = stats {
+        print(&stats);
     }
     Ok(outcome)
 }
 
-fn open_disks(config: &VmConfig) -> Result<Vec<Disk>, VmmError> {
-    let open = |(index, disk): (usize, &vm_config::DiskConfig)| {
-        let backend: Arc<dyn BlockBackend> = Arc::new(RawFile::open(&disk.path, disk.readonly)?);
-        let serial = if disk.serial.is_empty() { format!("disk{index}") } else { disk.serial.clone() };
-        let queues = disk.queues.unwrap_or_else(|| automatic_queues(config.cpus));
-        Ok(Disk { backend, serial, queues, packed: disk.packed })
-    };
-    config.disks.iter().enumerate().map(open).collect()
+fn print(stats: &Stats) {
+    let text: String = stats.to_string().lines().map(|line| format!("vireo: {line}\n")).collect();
+    eprint!("{text}");
 }
 
-/// A queue a processor spares the guest's processors to wait for each other; each costs a thread.
-fn automatic_queues(cpus: u32) -> u16 {
-    cpus.clamp(1, 4) as u16
-}
-
-struct RunningGuest {
+struct RunningGuest<'a> {
     machine: Machine,
+    console: Console,
+    server: Option<Server>,
+    config: &'a VmConfig,
+    /// Why this engine was chosen.
+    reason: String,
     since: Option<Instant>,
     ran: Duration,
 }
 
-impl Guest for RunningGuest {
+impl Guest for RunningGuest<'_> {
     fn resume(&mut self) {
         self.since = Some(Instant::now());
         self.machine.resume();
@@ -103,23 +111,72 @@ impl Guest for RunningGuest {
     }
 
     fn reset(&mut self) -> Result<(), String> {
-        self.machine.reset().map_err(|error| {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(error) = source {
-                text += &format!(": {error}");
-                source = error.source();
-            }
-            text
-        })
+        self.machine.reset().map_err(|error| in_words(&error))
     }
 
     fn press_power_button(&mut self) {
         self.machine.press_power_button();
     }
 
-    fn print_stats(&mut self) {
-        let counts = self.machine.counts();
-        stats::print(self.machine.engine(), self.machine.engine_switches(), &counts, self.ran);
+    fn stats(&mut self) -> Stats {
+        let machine = &self.machine;
+        let switches = machine.engine_switches();
+        Stats::new(machine.engine().into(), switches, machine.counts(), self.ran, self.console.lost())
     }
+
+    fn print_stats(&mut self) {
+        print(&self.stats());
+    }
+
+    fn status(&self, running: bool) -> Status {
+        Status {
+            name: self.config.name.clone(),
+            state: if running { State::Running } else { State::Paused },
+            engine: Some(self.machine.engine().into()),
+            engine_reason: self.reason.clone(),
+            cpus: self.config.cpus,
+            memory: self.config.memory.0,
+            pid: std::process::id(),
+        }
+    }
+
+    fn switch_engine(&mut self, engine: EngineName) -> Result<bool, String> {
+        if engine == self.machine.engine().into() {
+            return Ok(false);
+        }
+        let choice = match engine {
+            EngineName::Software => EngineChoice::Software,
+            EngineName::Kvm => EngineChoice::Kvm,
+        };
+        let chosen = choose(choice).map_err(|error| in_words(&error))?;
+        let switched = self.machine.switch_engine(chosen.engine, chosen.carrier);
+        switched.map(|()| true).map_err(|error: MachineError| in_words(&error))
+    }
+
+    fn stop_process(&mut self) {
+        terminal::restore();
+        stop_process();
+        terminal::enter_again();
+    }
+
+    fn continued(&mut self) {
+        self.console.continued();
+    }
+
+    fn announce(&mut self, event: Event) {
+        if let Some(server) = &self.server {
+            server.announce(&event);
+        }
+    }
+}
+
+/// An error with its causes.
+fn in_words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
 }

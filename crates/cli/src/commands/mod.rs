@@ -1,5 +1,7 @@
 //! One file per command.
 
+pub mod completions;
 pub mod cpu;
+pub mod ctl;
 pub mod doctor;
 pub mod run;

@@ -11,18 +11,28 @@ Examples:
   vireo run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   vireo run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda' --disk root.raw --memory 1G --cpus 2
   vireo run machine.toml --memory 4G
+  vireo run machine.toml --serial unix:/tmp/web.tty --control /tmp/web.ctl
 
-Ctrl-] leaves. SIGTERM presses the power button, a second one ends the machine; SIGUSR1 prints counters.
+A machine file has the options' names as keys; paths in it start at its folder:
+  kernel = \"vmlinuz\"
+  memory = \"2G\"
+  [[disks]]
+  path = \"root.raw\"
+
+Leaving:
+  On a terminal, Ctrl-] ends the machine at once; every other key goes to the guest. SIGTERM presses the
+  power button, a second one ends the machine; SIGINT, SIGHUP and SIGQUIT end it. SIGUSR1 prints the
+  counters; SIGTSTP stops guest and process until SIGCONT. The terminal is restored at every end but SIGKILL.
 
 Exit status:
-  0   the guest powered itself off
-  N   (value << 1) | 1 after a write to the debug-exit port: the odd numbers
-  2   an option, the machine file, or a file they name is not usable
-  4   the host failed
-  6   the CPU engine failed
-  8   the guest crashed (triple fault)
-  10  ended by Ctrl-], a second SIGTERM or another signal
-  12  the guest asked for a reset, with --no-reboot";
+  0     the guest powered itself off
+  odd   (value << 1) | 1 after the guest wrote a value to the debug-exit port
+  2     an option, the machine file, or a file they name is not usable
+  4     the host failed: memory, threads, terminals
+  6     the CPU engine is not usable or failed
+  8     the guest crashed: a triple fault
+  10    somebody ended the machine: Ctrl-], the second SIGTERM, another signal, `vireo ctl PATH stop`
+  12    the guest asked for a reset, with --no-reboot";
 
 /// Options override the machine file.
 #[derive(Debug, Args)]
@@ -47,21 +57,21 @@ pub struct RunArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
     /// Memory [default: 512M]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     memory: Option<ByteSize>,
-    /// Processors [default: 1]
-    #[arg(long, value_name = "N")]
+    /// Number of processors [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<u32>,
     /// CPU model, see `vireo cpu list` [default: max]
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
-    /// auto, kvm or software [default: auto]
+    /// auto, kvm or software; `vireo doctor` says what auto takes [default: auto]
     #[arg(long)]
     engine: Option<EngineChoice>,
     /// Disk: `PATH[,format=raw][,readonly=on][,serial=TEXT][,queues=N][,packed=on]`; may be repeated
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskConfig>,
-    /// Serial port: stdio, pty, unix:PATH, file:PATH or none [default: stdio]
+    /// Serial port: stdio, pty, unix:PATH, file:PATH (appends) or none [default: stdio]
     #[arg(long)]
     serial: Option<SerialConfig>,
     /// Add a debug-exit device [default port: 0xf4]
@@ -74,6 +84,9 @@ pub struct RunArgs {
     /// Print exits, instructions, engine switches and MIPS at the end
     #[arg(long)]
     stats: bool,
+    /// Listen for `vireo ctl` at this Unix socket
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {
@@ -115,13 +128,11 @@ impl RunArgs {
 
 pub fn run(arguments: &RunArgs) -> Result<u8> {
     let config = arguments.config()?;
-    let outcome = vmm::run(&config, RunOptions { stats: arguments.stats })?;
+    let options = RunOptions { stats: arguments.stats, control: arguments.control.clone() };
+    let outcome = vmm::run(&config, &options)?;
     match &outcome {
-        Outcome::TripleFault { vcpu } => {
-            eprintln!("vireo: {}: the guest crashed: triple fault of vCPU {vcpu}", config.name);
-        }
-        Outcome::Failed { detail } => eprintln!("vireo: error: {}: {detail}", config.name),
-        Outcome::Reset => eprintln!("vireo: {}: the guest asked for a reset", config.name),
+        Outcome::TripleFault { .. } | Outcome::Reset => eprintln!("vireo: {}: {outcome}", config.name),
+        Outcome::Failed { .. } => eprintln!("vireo: error: {}: {outcome}", config.name),
         Outcome::PowerOff | Outcome::DebugExit(_) | Outcome::Ended => {}
     }
     Ok(outcome.exit_code())

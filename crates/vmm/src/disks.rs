@@ -1,0 +1,82 @@
+//! The host's files behind a machine's disks, and that no file has two roles.
+
+use crate::VmmError;
+use block::{BlockBackend, RawFile};
+use machine::Disk;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use vm_config::{SerialConfig, VmConfig};
+
+/// Opens and locks the disks.
+///
+/// # Errors
+/// When one is not usable, or one file is asked for twice.
+pub fn open(config: &VmConfig) -> Result<Vec<Disk>, VmmError> {
+    one_role_each(config)?;
+    let open = |(index, disk): (usize, &vm_config::DiskConfig)| {
+        let backend: Arc<dyn BlockBackend> = Arc::new(RawFile::open(&disk.path, disk.readonly)?);
+        let serial = if disk.serial.is_empty() { format!("disk{index}") } else { disk.serial.clone() };
+        let queues = disk.queues.unwrap_or_else(|| automatic_queues(config.cpus));
+        Ok(Disk { backend, serial, queues, packed: disk.packed })
+    };
+    config.disks.iter().enumerate().map(open).collect()
+}
+
+/// A queue a processor spares the guest's processors to wait for each other; each costs a thread.
+fn automatic_queues(cpus: u32) -> u16 {
+    cpus.clamp(1, 4) as u16
+}
+
+/// A file by any of its names is one disk, or the serial port's file, or what the guest boots from.
+fn one_role_each(config: &VmConfig) -> Result<(), VmmError> {
+    let mut roles: BTreeMap<(u64, u64), String> = BTreeMap::new();
+    let mut take = |path: &Path, role: String, written: bool| {
+        // What does not exist, or is a device like /dev/null, is told apart by whoever opens it.
+        let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
+        if !found.is_file() {
+            return Ok(());
+        }
+        match roles.insert((found.dev(), found.ino()), role.clone()) {
+            Some(other) if written => Err(VmmError::TwoRoles { path: path.to_owned(), role, other }),
+            _ => Ok(()),
+        }
+    };
+    let boot = [(&config.kernel, "the kernel"), (&config.initrd, "the initrd")];
+    for (path, role) in boot.into_iter().filter_map(|(path, role)| Some((path.as_ref()?, role))) {
+        take(path, role.to_owned(), false)?;
+    }
+    for (index, disk) in config.disks.iter().enumerate() {
+        take(&disk.path, format!("disk {index}"), true)?;
+    }
+    match &config.serial {
+        SerialConfig::File(path) => take(path, "the serial port's file".to_owned(), true),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_config::DiskConfig;
+
+    #[test]
+    fn a_file_has_one_role_by_whatever_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a"), [0; 512]).unwrap();
+        std::fs::hard_link(path("a"), path("b")).unwrap();
+        std::os::unix::fs::symlink(path("a"), path("c")).unwrap();
+        std::fs::write(path("d"), [0; 512]).unwrap();
+        let disk = |name: &str| DiskConfig { path: path(name), ..DiskConfig::default() };
+        let refused = |config: VmConfig| matches!(open(&config), Err(VmmError::TwoRoles { .. }));
+        for other in ["b", "c"] {
+            assert!(refused(VmConfig { disks: vec![disk("a"), disk(other)], ..VmConfig::default() }));
+        }
+        let serial = SerialConfig::File(path("c"));
+        assert!(refused(VmConfig { disks: vec![disk("a")], serial, ..VmConfig::default() }));
+        assert!(refused(VmConfig { kernel: Some(path("a")), disks: vec![disk("b")], ..VmConfig::default() }));
+        assert!(open(&VmConfig { disks: vec![disk("a"), disk("d")], ..VmConfig::default() }).is_ok());
+    }
+}
