@@ -8,7 +8,12 @@
 //! say that they were skipped.
 
 mod material;
+mod terminal;
 mod test_vm;
+mod tiny_guest;
 
 pub use material::Material;
+pub use rustix::process::Signal;
+pub use terminal::{OnTerminal, Terminal};
 pub use test_vm::{Outcome, TestVm};
+pub use tiny_guest::TinyGuest;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::TestVm;
+use crate::{TestVm, TinyGuest};
 
 /// Where the program and the guest material are.
 pub struct Material {
@@ -87,5 +87,15 @@ impl Material {
         command.arg(self.kernel()).arg("--initrd").arg(self.initramfs());
         command.args(["--append", &format!("console=ttyS0 {words}")]).args(options);
         TestVm::start(command)
+    }
+
+    /// The command line for a guest of a few bytes on the software CPU, whose image is put into `folder`.
+    ///
+    /// # Errors
+    /// When the image cannot be written.
+    pub fn tiny(&self, guest: TinyGuest, folder: &Path, options: &[&str]) -> Result<Command> {
+        let mut command = self.command(&["run", "--memory", "16M", "--engine", "software", "--debug-exit"]);
+        command.arg("--kernel").arg(guest.image(folder)?).args(options);
+        Ok(command)
     }
 }

@@ -91,7 +91,33 @@ impl TestVm {
     /// # Errors
     /// When the program is gone.
     pub fn press_power_button(&self) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).context("Cannot signal vireo")
+        self.signal(Signal::TERM)
+    }
+
+    /// Sends the program a signal.
+    ///
+    /// # Errors
+    /// When the program is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), signal).context("Cannot signal vireo")
+    }
+
+    /// Waits until the program says `text` on standard error; returns all it said there.
+    ///
+    /// # Errors
+    /// As [`TestVm::wait_for`].
+    pub fn wait_for_error(&mut self, wanted: &str, seconds: u64) -> Result<String> {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            let said = text(&self.errors);
+            if said.contains(wanted) {
+                return Ok(said);
+            }
+            match self.heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok((stream, bytes)) => self.take(stream, &bytes),
+                Err(_) => bail!("No {wanted:?} on standard error in {seconds} s; {}", self.ends()),
+            }
+        }
     }
 
     /// Waits for the machine's end.
