@@ -176,7 +176,12 @@ impl LapicPort {
         match mode {
             delivery::FIXED | delivery::LOWEST_PRIORITY => self.request(vector, level),
             delivery::NMI => self.signal(event::NMI),
-            delivery::INIT => self.signal(event::INIT),
+            delivery::INIT => {
+                // Start-up IPIs from before are void; those that come before the processor's thread has looked
+                // at the INIT count.
+                self.events.fetch_and(!event::SIPI, Ordering::SeqCst);
+                self.signal(event::INIT);
+            }
             delivery::START_UP => {
                 self.start_vector.store(vector, Ordering::SeqCst);
                 self.signal(event::SIPI);

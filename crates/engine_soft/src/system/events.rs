@@ -152,7 +152,6 @@ impl Cpu {
 
     /// INIT (SDM 3A 9.1.1, table 9-1): most MSRs, the FPU and CR0.CD/NW stay.
     fn init(&mut self) {
-        self.events.fetch_and(!event::SIPI, Ordering::SeqCst);
         let bootstrap = self.system.lapic.as_ref().is_some_and(|l| l.base() & crate::lapic::base::BSP != 0);
         let reset = CpuState::reset(bootstrap);
         let cache = self.cr0 & (Cr0::CD | Cr0::NW);
