@@ -99,8 +99,10 @@ idle) echo "VIREO-IDLE" && sleep ${argument:-600} ;;
 button)
   modprobe button
   modprobe evdev
+  # Only who has the device open hears of a press: open it first, then say so.
+  exec 3< /dev/input/event0
   echo "VIREO-BUTTON-READY"
-  head -c 24 /dev/input/event0 > /dev/null && echo "VIREO-BUTTON-PRESSED"
+  head -c 24 <&3 > /dev/null && echo "VIREO-BUTTON-PRESSED"
   ;;
 *) echo "VIREO-UNKNOWN-TASK $task" ;;
 esac
