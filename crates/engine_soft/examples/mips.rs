@@ -111,14 +111,43 @@ fn processor(code: &[u8]) -> Box<Cpu> {
     cpu
 }
 
+fn processor_with(code: &[u8], translate: bool) -> Box<Cpu> {
+    let mut cpu = processor(code);
+    if translate {
+        cpu.enable_translation(engine_soft::translate::DEFAULT_CACHE_SIZE).expect("the host has memory");
+    }
+    cpu
+}
+
+/// Ends a run.
+struct Alarm(Arc<std::sync::atomic::AtomicU32>);
+
+impl Alarm {
+    fn after(self, time: std::time::Duration) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            std::thread::sleep(time);
+            self.0.fetch_or(engine_soft::system::event::KICK, std::sync::atomic::Ordering::SeqCst);
+        })
+    }
+}
+
+/// Guest instructions of one round of the loop, on average, for programs that count rounds down in RCX.
 fn main() {
-    const STEPS: u64 = 300_000_000;
-    for (name, code) in [("register loop", register_loop()), ("mixed loop", mixed_loop())] {
-        let mut cpu = processor(&code.expect("the program assembles"));
-        let start = Instant::now();
-        let exit = cpu.run(&NoDevices, Some(STEPS));
-        let seconds = start.elapsed().as_secs_f64();
-        assert_eq!(exit, VmExit::StepsDone);
-        println!("{name}: {:.0} MIPS", cpu.instructions as f64 / seconds / 1e6);
+    let loops = [("register loop", register_loop(), 8.0), ("mixed loop", mixed_loop(), 18.0)];
+    for (name, code, per_round) in loops {
+        let code = code.expect("the program assembles");
+        let mut speeds = Vec::new();
+        for translate in [false, true] {
+            let mut cpu = processor_with(&code, translate);
+            let start = Instant::now();
+            let alarm = Alarm(Arc::clone(&cpu.events)).after(std::time::Duration::from_secs(2));
+            let exit = cpu.run(&NoDevices, None);
+            let seconds = start.elapsed().as_secs_f64();
+            assert_eq!(exit, VmExit::Kicked);
+            alarm.join().expect("the alarm does not panic");
+            let rounds = f64::from(u32::MAX / 2 - cpu.gpr(1) as u32);
+            speeds.push(rounds * per_round / seconds / 1e6);
+        }
+        println!("{name}: interpreter {:.0} MIPS, translator {:.0} MIPS", speeds[0], speeds[1]);
     }
 }

@@ -189,7 +189,7 @@ impl Cpu {
     }
 
     /// Marks the page as code and returns where its generation is counted, and the count.
-    fn mark_code(&self, physical: u64) -> (*const AtomicU32, u32) {
+    pub(crate) fn mark_code(&self, physical: u64) -> (*const AtomicU32, u32) {
         let marked = self.memory.find(physical).and_then(|region| {
             let page = ((physical - region.start()) >> 12) as usize;
             let now = region.tracker().mark_code(page)?;

@@ -6,6 +6,8 @@ use crate::interp::simd::VectorState;
 use crate::interp::x87::FpuState;
 use crate::mmu::Mmu;
 use crate::system::SystemState;
+use crate::translate::Translator;
+use crate::translate::shared::Shared;
 use engine::{VcpuIo, VmExit};
 use guest_memory::GuestMemory;
 use std::ptr::NonNull;
@@ -172,6 +174,12 @@ pub struct Cpu {
     pub(crate) io: Option<NonNull<dyn VcpuIo>>,
     /// Decoded code.
     pub(crate) code: CodeCache,
+    /// What translated code reaches.
+    pub(crate) shared: Shared,
+    /// Translated code.
+    pub(crate) translator: Option<Box<Translator>>,
+    /// Address that was entered last without finding what waits there.
+    pub(crate) last_stale: u64,
 }
 
 // Handlers index `regs` with a byte.

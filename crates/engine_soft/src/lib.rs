@@ -23,6 +23,7 @@ pub mod msr;
 pub mod run;
 mod state;
 pub mod system;
+pub mod translate;
 mod vcpu;
 mod vm;
 

@@ -72,7 +72,16 @@ impl Cpu {
             self.exception = exception;
             return self.deliver_stashed();
         }
-        if self.needs_steps() { self.step() } else { self.run_blocks() }
+        if self.needs_steps() {
+            self.step()
+        } else if self.can_translate() && self.step_end == u64::MAX {
+            match self.run_translated() {
+                Err(Stop::Exit) => Err(Stop::Exit),
+                _ => Ok(()),
+            }
+        } else {
+            self.run_blocks()
+        }
     }
 
     fn needs_steps(&self) -> bool {
@@ -109,7 +118,7 @@ impl Cpu {
 
     /// Runs a block's instructions up to `block_end`.
     #[inline(always)]
-    fn run_block(&mut self, start: *const Insn) -> Result<(), Stop> {
+    pub(crate) fn run_block(&mut self, start: *const Insn) -> Result<(), Stop> {
         let mut at = start;
         let mut rip = self.rip();
         loop {
@@ -147,7 +156,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn settle(&mut self, stop: Stop) -> Result<(), Stop> {
+    pub(crate) fn settle(&mut self, stop: Stop) -> Result<(), Stop> {
         match stop {
             Stop::Fault => self.deliver_stashed(),
             Stop::Exit => Err(Stop::Exit),
@@ -155,7 +164,7 @@ impl Cpu {
         }
     }
 
-    fn deliver_stashed(&mut self) -> Result<(), Stop> {
+    pub(crate) fn deliver_stashed(&mut self) -> Result<(), Stop> {
         let exception = self.exception;
         match self.deliver_exception(exception) {
             Err(Stop::Exit) => Err(Stop::Exit),

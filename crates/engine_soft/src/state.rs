@@ -62,6 +62,9 @@ impl Cpu {
             event_mask: u32::MAX,
             io: None,
             code: CodeCache::new(),
+            shared: Default::default(),
+            translator: None,
+            last_stale: u64::MAX,
         });
         cpu.load_registers(&CpuState::reset(true));
         cpu

@@ -119,6 +119,19 @@ fn is_offered(system: &SystemState, i: &Instruction) -> bool {
     })
 }
 
+/// Whether the CPU model has all features of an instruction, and so executes it as the host does.
+pub(crate) fn is_offered_strictly(system: &SystemState, i: &Instruction) -> bool {
+    i.cpuid_features().iter().all(|&feature| match feature {
+        CpuidFeature::INTEL8086
+        | CpuidFeature::INTEL186
+        | CpuidFeature::INTEL286
+        | CpuidFeature::INTEL386
+        | CpuidFeature::INTEL486
+        | CpuidFeature::X64 => true,
+        feature => system.has_feature(feature),
+    })
+}
+
 fn is_hint(i: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(

@@ -5,7 +5,7 @@
 //! [`guest_memory::tracker`] for why that order suffices.
 #![expect(unsafe_code, reason = "reaches guest RAM through host addresses held in TLB entries")]
 
-use super::{Access, OFFSET, TlbEntry};
+use super::{Access, Mmu, OFFSET, TlbEntry, tlb};
 use crate::cpu::{Cpu, Fault, seg};
 use crate::insn::Insn;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -28,6 +28,12 @@ unsafe impl Plain for u64 {}
 unsafe impl Plain for u128 {}
 // SAFETY: as above.
 unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// Whether an access of a `T` lies in the page that a TLB entry names.
+#[inline(always)]
+pub(super) fn fits<T>(linear: u64, page: u64) -> bool {
+    linear ^ page <= OFFSET + 1 - size_of::<T>() as u64
+}
 
 impl Cpu {
     /// A register at a byte offset, at the width of `T`.
@@ -101,8 +107,8 @@ impl Cpu {
     pub fn load<T: Plain>(&mut self, segment: u8, offset: u64) -> Result<T, Fault> {
         let linear = self.linear(segment, offset, size_of::<T>() as u32, Access::Read)?;
         let entry = self.entry(linear);
-        if entry.read == self.wanted_tag::<T>(linear) {
-            // SAFETY: a TLB entry with this tag maps the whole page, which holds all bytes of the access,
+        if fits::<T>(linear, entry.read) {
+            // SAFETY: a TLB entry that fits maps the whole page, which holds all bytes of the access,
             // into guest RAM; the regions live as long as `self.memory`.
             return Ok(unsafe { (linear.wrapping_add(entry.addend) as *const T).read_unaligned() });
         }
@@ -114,7 +120,7 @@ impl Cpu {
     pub fn store<T: Plain>(&mut self, segment: u8, offset: u64, value: T) -> Result<(), Fault> {
         let linear = self.linear(segment, offset, size_of::<T>() as u32, Access::Write)?;
         let entry = self.entry(linear);
-        if entry.write == self.wanted_tag::<T>(linear) {
+        if fits::<T>(linear, entry.write) {
             // SAFETY: as in `load`; a write tag is only set for pages that the accessor may write.
             unsafe { (linear.wrapping_add(entry.addend) as *mut T).write_unaligned(value) };
             self.stored(linear, size_of::<T>());
@@ -133,7 +139,7 @@ impl Cpu {
     ) -> Result<(), Fault> {
         let linear = self.linear(segment, offset, size_of::<T>() as u32, Access::Write)?;
         let entry = self.entry(linear);
-        if entry.write == self.wanted_tag::<T>(linear) {
+        if fits::<T>(linear, entry.write) {
             let cell = linear.wrapping_add(entry.addend) as *mut T;
             // SAFETY: as in `store`.
             let old = unsafe { cell.read_unaligned() };
@@ -158,12 +164,12 @@ impl Cpu {
         offset: u64,
     ) -> Result<(u64, Option<*mut T>), Fault> {
         let linear = self.linear(segment, offset, size_of::<T>() as u32, Access::Write)?;
-        if self.entry(linear).write != self.wanted_tag::<T>(linear) {
+        if !fits::<T>(linear, self.entry(linear).write) {
             self.probe_linear(segment, linear, size_of::<T>() as u64, Access::Write)?;
         }
         let entry = self.entry(linear);
         let aligned = linear % size_of::<T>() as u64 == 0;
-        let cell = aligned && entry.write == self.wanted_tag::<T>(linear);
+        let cell = aligned && fits::<T>(linear, entry.write);
         Ok((linear, cell.then(|| linear.wrapping_add(entry.addend) as *mut T)))
     }
 
@@ -175,15 +181,8 @@ impl Cpu {
 
     #[inline(always)]
     pub(super) fn entry(&self, linear: u64) -> TlbEntry {
-        let slot = self.mmu.slot(self.mmu.base, linear);
-        // SAFETY: `base` is 0, 1 or 2 times the array size, and the array has three times that.
-        unsafe { *self.mmu.entries.get_unchecked(slot) }
-    }
-
-    #[inline(always)]
-    pub(super) fn wanted_tag<T>(&self, linear: u64) -> u64 {
-        let last = linear.wrapping_add(size_of::<T>() as u64 - 1);
-        last & !OFFSET | self.mmu.tag
+        // SAFETY: `array` has `TLB_SIZE` entries and lives as long as the MMU.
+        unsafe { *self.mmu.array.add(tlb::slot(linear)) }
     }
 
     /// After a store through the current entry of `linear`.
@@ -200,8 +199,8 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn note_store(&mut self, linear: u64, len: usize) {
-        let slot = self.mmu.slot(self.mmu.base, linear);
-        let physical = self.mmu.info[slot].page | linear & OFFSET;
+        let slot = Mmu::slot_of(self.mmu.accessor, linear);
+        let physical = self.mmu.tlb.current().page(slot) | linear & OFFSET;
         self.note_physical_store(physical, len as u64);
     }
 

@@ -1,6 +1,6 @@
 //! What instructions and mode changes do to the TLB.
 
-use super::{Accessor, INVALID, Mmu, OFFSET, POISON, TLB_SIZE, TlbEntry};
+use super::{Accessor, Mmu, OFFSET};
 use crate::cpu::{Cpu, Fault};
 use x86::{Cr0, Cr4, Efer, RFlags};
 
@@ -20,7 +20,6 @@ impl Cpu {
         };
         let mmu = &mut self.mmu;
         mmu.accessor = accessor;
-        mmu.base = Mmu::array_of(accessor);
         mmu.check_alignment =
             self.cpl == 3 && self.cr0.contains(Cr0::AM) && self.system_flags & RFlags::AC.bits() != 0;
         mmu.check_breakpoints = watches_data(self.dr7);
@@ -30,8 +29,8 @@ impl Cpu {
     fn update_tags(&mut self) {
         let code_size = u64::from(self.code_size >> 5);
         let mmu = &mut self.mmu;
-        let slow = mmu.check_alignment || mmu.check_breakpoints;
-        mmu.tag = if slow { POISON } else { u64::from(mmu.space) };
+        let open = !(mmu.check_alignment || mmu.check_breakpoints);
+        mmu.array = mmu.tlb.array(mmu.accessor as usize, open);
         mmu.fetch_key =
             mmu.fetch_epoch << 16 | u64::from(mmu.space) << 4 | u64::from(self.cpl == 3) << 2 | code_size;
     }
@@ -40,13 +39,11 @@ impl Cpu {
     pub fn flush_tlb(&mut self, keep_global: bool) {
         self.mmu.counts.flushes += 1;
         if !keep_global {
-            self.mmu.epoch = self.mmu.epoch.wrapping_add(1);
+            self.mmu.tlb.flush_global();
             self.mmu.fetch_epoch += 1;
-            if self.mmu.epoch == 0 {
-                self.mmu.clear();
-            }
         }
         self.mmu.spaces_of_pcid.fill(0);
+        self.mmu.tlb.release_all();
         self.enter_space(self.cr3, false);
     }
 
@@ -57,7 +54,13 @@ impl Cpu {
     fn enter_space(&mut self, cr3: u64, keep: bool) {
         let pcid = self.current_pcid(cr3);
         let known = self.mmu.spaces_of_pcid[pcid];
-        self.mmu.space = if keep && known != 0 { known } else { self.mmu.new_space() };
+        self.mmu.space = if keep && known != 0 {
+            known
+        } else {
+            self.mmu.tlb.release(known);
+            self.mmu.new_space()
+        };
+        self.mmu.tlb.enter(self.mmu.space);
         self.mmu.spaces_of_pcid[pcid] = self.mmu.space;
         self.update_tags();
     }
@@ -77,12 +80,12 @@ impl Cpu {
         mmu.fetch_epoch += 1;
         let (word, bit) = Mmu::large_bit(linear);
         if mmu.huge {
-            mmu.forget(linear >> 30 << 30, 1 << 30);
+            mmu.tlb.forget(linear >> 30 << 30, 1 << 30);
         } else if mmu.large[word] & bit != 0 {
             // 4 MiB pages of 32-bit paging span two regions.
-            mmu.forget(linear >> 22 << 22, 1 << 22);
+            mmu.tlb.forget(linear >> 22 << 22, 1 << 22);
         } else {
-            mmu.forget(linear & !OFFSET, OFFSET + 1);
+            mmu.tlb.forget(linear & !OFFSET, OFFSET + 1);
         }
         self.update_tags();
     }
@@ -93,7 +96,10 @@ impl Cpu {
         let pcid = usize::from(pcid & 0xfff);
         match kind {
             0 if pcid == current => self.invalidate_page(linear),
-            0 | 1 if pcid != current => self.mmu.spaces_of_pcid[pcid] = 0,
+            0 | 1 if pcid != current => {
+                let space = std::mem::take(&mut self.mmu.spaces_of_pcid[pcid]);
+                self.mmu.tlb.release(space);
+            }
             1 => {
                 self.mmu.counts.flushes += 1;
                 self.enter_space(self.cr3, false);
@@ -122,22 +128,5 @@ impl Cpu {
     /// Whether PAE paging (three-level) is in force with these registers.
     pub fn is_pae_paging(&self) -> bool {
         self.cr0.contains(Cr0::PG) && self.cr4.contains(Cr4::PAE) && !self.efer.contains(Efer::LMA)
-    }
-}
-
-impl Mmu {
-    /// Forgets entries of the linear range, of every address space: that is more than asked, and allowed.
-    fn forget(&mut self, start: u64, len: u64) {
-        let inside = |tag: u64| tag != INVALID && (tag & !OFFSET).wrapping_sub(start) < len;
-        let pages = (len >> 12).min(TLB_SIZE as u64);
-        for array in 0..3 {
-            for page in 0..pages {
-                let slot = self.slot(array * TLB_SIZE, start.wrapping_add(page << 12));
-                let entry = &mut self.entries[slot];
-                if inside(entry.read) || inside(entry.write) {
-                    *entry = TlbEntry::EMPTY;
-                }
-            }
-        }
     }
 }

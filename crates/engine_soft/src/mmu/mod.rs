@@ -1,41 +1,34 @@
 //! Address translation: a software TLB in front of the page-table [walk].
 //!
 //! # TLB
-//! Three direct-mapped arrays, one for each kind of accessor: user, supervisor, and supervisor with SMAP
-//! suspended (RFLAGS.AC). An entry's tags hold the page's linear address in bits 12–63 and an *address-space
-//! number* below. An access compares the tag of its **last** byte with the entry of its **first** byte, so
-//! that one comparison rejects other pages, other address spaces, missing rights, and page-crossing accesses.
+//! See [`tlb`]. An address space has a number ("space"); with PCIDs it gets its old number back.
 //!
 //! # Invalidation
-//! Nothing is cleared when CR3 changes: the address space gets another number, and with PCIDs gets its old
-//! one back. Entries of global pages are re-tagged when they are met under a new number, as long as no global
-//! flush happened since (`epoch`). When numbers run out, everything is cleared.
+//! Nothing is cleared when CR3 changes: another set of arrays becomes the current one. A set that is used
+//! for another address space keeps its global pages, as long as no global flush happened since.
 //!
-//! Alignment checks and data breakpoints poison the tag, so that every access takes the slow path.
+//! While alignment checks or data breakpoints are on, the current array is one that matches nothing, so
+//! that every access takes the slow path.
 
 pub mod access;
 pub mod control;
 pub mod segment;
 pub use access::Plain;
 mod slow;
+pub(crate) mod tlb;
 #[cfg(test)]
 mod tests;
 pub mod walk;
 
-use std::sync::atomic::AtomicU8;
+pub use tlb::TLB_SIZE;
+pub(crate) use tlb::{OFFSET, TlbEntry};
 
-/// Entries of each array.
-pub const TLB_SIZE: usize = 2048;
-/// A tag that no access has.
-const INVALID: u64 = 0xffe;
-/// Low bits of a tag that no entry has.
-const POISON: u64 = 0xfff;
+use tlb::Tlb;
+
 /// Highest address-space number.
 const LAST_SPACE: u16 = 0x7ff;
 /// Entries of the instruction TLB.
 const FETCH_SIZE: usize = 512;
-/// Bits of a page offset.
-pub(crate) const OFFSET: u64 = 0xfff;
 
 /// What an access wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,32 +54,6 @@ pub enum Accessor {
 }
 
 #[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct TlbEntry {
-    read: u64,
-    write: u64,
-    /// Host address minus linear address.
-    addend: u64,
-    flags: *const AtomicU8,
-}
-
-static NO_FLAGS: AtomicU8 = AtomicU8::new(0);
-
-impl TlbEntry {
-    const EMPTY: TlbEntry = TlbEntry { read: INVALID, write: INVALID, addend: 0, flags: &raw const NO_FLAGS };
-}
-
-/// What the fast path does not need to know of an entry.
-#[derive(Clone, Copy, Default)]
-struct TlbInfo {
-    /// Guest-physical page.
-    page: u64,
-    /// Epoch of the fill.
-    epoch: u32,
-    global: bool,
-}
-
-#[derive(Clone, Copy)]
 struct FetchEntry {
     linear: u64,
     key: u64,
@@ -108,18 +75,14 @@ pub struct MmuCounts {
 
 /// TLBs and what tags them.
 pub struct Mmu {
-    entries: Box<[TlbEntry]>,
-    info: Box<[TlbInfo]>,
+    /// The current accessor's array in the current set, or one without any match.
+    pub(crate) array: *const TlbEntry,
+    pub(crate) tlb: Tlb,
     fetch: Box<[FetchEntry]>,
-    /// First entry of the current accessor's array.
-    base: usize,
     accessor: Accessor,
-    /// Low tag bits of accesses: the address space, or [`POISON`].
-    tag: u64,
     space: u16,
     next_space: u16,
     spaces_of_pcid: Box<[u16]>,
-    epoch: u32,
     /// Counts what makes fetch translations stale without changing the address space's number.
     fetch_epoch: u64,
     /// Names the current fetch translations and code size, for the code cache.
@@ -144,17 +107,15 @@ pub struct Mmu {
 impl Mmu {
     /// An empty MMU for `physical_bits` of guest-physical address (at most 52).
     pub fn new(physical_bits: u32) -> Self {
+        let tlb = Tlb::new();
         Mmu {
-            entries: vec![TlbEntry::EMPTY; 3 * TLB_SIZE].into_boxed_slice(),
-            info: vec![TlbInfo::default(); 3 * TLB_SIZE].into_boxed_slice(),
+            array: tlb.array(Accessor::User as usize, true),
+            tlb,
             fetch: vec![FetchEntry { linear: 1, key: 0, physical: 0 }; FETCH_SIZE].into_boxed_slice(),
-            base: 0,
             accessor: Accessor::User,
-            tag: 1,
             space: 1,
             next_space: 2,
             spaces_of_pcid: vec![0; 4096].into_boxed_slice(),
-            epoch: 0,
             fetch_epoch: 1,
             fetch_key: 0,
             large: Box::new([0; 64]),
@@ -168,17 +129,13 @@ impl Mmu {
         }
     }
 
-    #[inline(always)]
-    fn slot(&self, base: usize, linear: u64) -> usize {
-        base + (linear >> 12) as usize % TLB_SIZE
-    }
-
-    fn array_of(accessor: Accessor) -> usize {
-        accessor as usize * TLB_SIZE
+    /// Slot of an address in a set, for an accessor.
+    fn slot_of(accessor: Accessor, linear: u64) -> usize {
+        accessor as usize * TLB_SIZE + tlb::slot(linear)
     }
 
     fn clear(&mut self) {
-        self.entries.fill(TlbEntry::EMPTY);
+        self.tlb.clear();
         self.spaces_of_pcid.fill(0);
         self.large.fill(0);
         self.huge = false;

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "copies between values and guest RAM")]
 
 use super::access::Plain;
-use super::{Access, Accessor, FetchEntry, Mmu, OFFSET, TlbEntry, TlbInfo};
+use super::{Access, Accessor, FetchEntry, Mmu, OFFSET, TlbEntry};
 use crate::cpu::{Cpu, Fault};
 use std::sync::atomic::{Ordering, compiler_fence};
 use x86::{Exception, Vector};
@@ -261,21 +261,19 @@ impl Cpu {
 
     /// Translates one byte's address for an access, filling the TLB.
     pub(crate) fn physical(&mut self, linear: u64, access: Access, accessor: Accessor) -> Result<u64, Fault> {
-        let slot = self.mmu.slot(Mmu::array_of(accessor), linear);
-        let tag = linear & !OFFSET | u64::from(self.mmu.space);
-        if self.mmu.revive(slot, linear, tag) {
-            let entry = &self.mmu.entries[slot];
-            let hit = if access == Access::Write { entry.write } else { entry.read };
-            if hit == tag {
-                return Ok(self.mmu.info[slot].page | linear & OFFSET);
-            }
+        let slot = Mmu::slot_of(accessor, linear);
+        let set = self.mmu.tlb.current();
+        let entry = &set.entries[slot];
+        let held = if access == Access::Write { entry.write } else { entry.read };
+        if linear ^ held <= OFFSET {
+            return Ok(set.page(slot) | linear & OFFSET);
         }
         let found = self.walk(linear, access, accessor)?;
-        self.fill(slot, tag, linear, &found);
+        self.fill(slot, linear, &found);
         Ok(found.physical)
     }
 
-    fn fill(&mut self, slot: usize, tag: u64, linear: u64, found: &super::walk::Translation) {
+    fn fill(&mut self, slot: usize, linear: u64, found: &super::walk::Translation) {
         let page = found.physical & !OFFSET;
         let mmu = &mut self.mmu;
         if found.page_shift > 12 {
@@ -283,20 +281,22 @@ impl Cpu {
             mmu.large[word] |= bit;
             mmu.huge |= found.page_shift > 22;
         }
+        let set = mmu.tlb.current_mut();
         let Some(region) = self.memory.find(page) else {
-            mmu.entries[slot] = TlbEntry::EMPTY;
+            set.drop_entry(slot);
             return;
         };
         let offset = page - region.start();
         let Some(flags) = region.tracker().flag_byte((offset >> 12) as usize) else { return };
         let host = region.host_address() as u64 + offset;
-        mmu.entries[slot] = TlbEntry {
+        let tag = linear & !OFFSET;
+        let entry = TlbEntry {
             read: tag,
-            write: if found.writable { tag } else { super::INVALID },
-            addend: host.wrapping_sub(linear & !OFFSET),
+            write: if found.writable { tag } else { TlbEntry::nothing(slot) },
+            addend: host.wrapping_sub(tag),
             flags,
         };
-        mmu.info[slot] = TlbInfo { page, epoch: mmu.epoch, global: found.global };
+        set.fill(slot, entry, page, found.global);
     }
 
     /// Physical address of the next instruction byte.
@@ -332,8 +332,9 @@ impl Cpu {
         if self.mmu.check_alignment || self.mmu.check_breakpoints {
             return Ok(None);
         }
-        let wanted = self.wanted_tag::<u8>(linear);
-        let hit = |entry: TlbEntry| if access == Access::Write { entry.write } else { entry.read } == wanted;
+        let hit = |entry: TlbEntry| {
+            linear ^ (if access == Access::Write { entry.write } else { entry.read }) <= OFFSET
+        };
         if !hit(self.entry(linear)) {
             self.probe_linear(segment, linear, 1, access)?;
         }
@@ -344,27 +345,6 @@ impl Cpu {
     /// After stores through [`Cpu::page_run`].
     pub(crate) fn stored_run(&mut self, linear: u64, len: usize) {
         self.stored(linear, len);
-    }
-}
-
-impl Mmu {
-    /// Gives an entry of a global page the current address space's number. Returns whether the entry
-    /// belongs to the page in this address space.
-    fn revive(&mut self, slot: usize, linear: u64, tag: u64) -> bool {
-        let (entry, info) = (&mut self.entries[slot], &self.info[slot]);
-        if entry.read == tag {
-            return true;
-        }
-        let page = linear & !OFFSET;
-        let same = entry.read != super::INVALID && entry.read & !OFFSET == page;
-        if !same || !info.global || info.epoch != self.epoch {
-            return false;
-        }
-        entry.read = tag;
-        if entry.write != super::INVALID {
-            entry.write = tag;
-        }
-        true
     }
 }
 

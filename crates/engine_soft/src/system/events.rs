@@ -17,7 +17,7 @@ const MASKABLE: u32 = event::INTR | event::PIC | event::EXT_INT;
 impl Cpu {
     /// Recomputes which events matter: after changes of IF, NMI blocking and activity.
     pub fn update_event_mask(&mut self) {
-        let always = event::KICK | event::INIT;
+        let always = event::KICK | event::INIT | event::TICK;
         self.event_mask = match self.mp_state {
             MpState::Uninitialized => always,
             MpState::InitReceived => always | event::SIPI,
@@ -33,7 +33,8 @@ impl Cpu {
     pub fn tick(&mut self) {
         let now = self.system.now_ns();
         if let Some(lapic) = &mut self.system.lapic {
-            lapic.advance(now);
+            let due = lapic.advance(now);
+            self.set_deadline(due, now);
         }
     }
 
@@ -47,6 +48,13 @@ impl Cpu {
             self.update_event_mask();
             if self.take_event(event::KICK) {
                 return self.leave(VmExit::Kicked);
+            }
+            if self.take_event(event::TICK) {
+                if let Some(translator) = &mut self.translator {
+                    translator.timer_fired();
+                }
+                self.tick();
+                continue;
             }
             if self.take_event(event::INIT) {
                 self.init();

@@ -53,6 +53,8 @@ pub mod event {
     pub const PIC: u32 = 1 << 5;
     /// A message asks for an interrupt of the PIC.
     pub const EXT_INT: u32 = 1 << 6;
+    /// The local APIC's timer may be due.
+    pub const TICK: u32 = 1 << 8;
     /// The local APIC noted an error in a message.
     pub const APIC_ERROR: u32 = 1 << 7;
 }

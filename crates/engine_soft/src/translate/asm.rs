@@ -1,0 +1,406 @@
+//! The few instructions that translations are framed with, as bytes.
+//!
+//! Guest instructions are encoded by `iced-x86`; this is for the fixed sequences around them. Registers are
+//! hardware numbers. Nothing here is guest input.
+
+/// First scratch register: R14.
+pub(super) const S1: u8 = 14;
+/// Second scratch register: R13.
+pub(super) const S2: u8 = 13;
+/// Where the guest's RSP lives: R15.
+pub(super) const GUEST_RSP: u8 = 15;
+/// RAX.
+pub(super) const RAX: u8 = 0;
+/// RCX.
+pub(super) const RCX: u8 = 1;
+
+/// Two-operand arithmetic by opcode of its `r, r/m` form.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(super) enum Alu {
+    Add = 0x03,
+    Xor = 0x33,
+    Cmp = 0x3b,
+    Mov = 0x8b,
+}
+
+/// Conditions by encoding.
+pub(super) mod cc {
+    pub const AE: u8 = 3;
+    pub const NE: u8 = 5;
+    pub const A: u8 = 7;
+}
+
+/// A place in the code, known or not yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Label(usize);
+
+/// Code under construction.
+pub(super) struct Asm {
+    /// Where the first byte will run.
+    base: u64,
+    pub bytes: Vec<u8>,
+    labels: Vec<Option<usize>>,
+    fixups: Vec<(usize, Label)>,
+}
+
+impl Asm {
+    pub fn new(base: u64) -> Self {
+        Asm { base, bytes: Vec::with_capacity(4096), labels: Vec::new(), fixups: Vec::new() }
+    }
+
+    /// Where the next byte will run.
+    pub fn here(&self) -> u64 {
+        self.base + self.bytes.len() as u64
+    }
+
+    pub fn label(&mut self) -> Label {
+        self.labels.push(None);
+        Label(self.labels.len() - 1)
+    }
+
+    pub fn bind(&mut self, label: Label) {
+        self.labels[label.0] = Some(self.bytes.len());
+    }
+
+    /// A label bound here.
+    pub fn mark(&mut self) -> Label {
+        let label = self.label();
+        self.bind(label);
+        label
+    }
+
+    /// Address of a bound label.
+    pub fn address_of(&self, label: Label) -> u64 {
+        self.base + self.labels[label.0].unwrap_or(0) as u64
+    }
+
+    /// Resolves all labels.
+    pub fn finish(&mut self) {
+        for &(at, label) in &self.fixups {
+            let target = self.labels[label.0].unwrap_or(at + 4);
+            let displacement = (target as i64 - (at as i64 + 4)) as u32;
+            self.bytes[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
+        }
+        self.fixups.clear();
+    }
+
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn imm32(&mut self, value: u32) {
+        self.raw(&value.to_le_bytes());
+    }
+
+    fn rex(&mut self, wide: bool, reg: u8, index: u8, base: u8) {
+        let rex = 0x40 | u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
+        if rex != 0x40 {
+            self.bytes.push(rex);
+        }
+    }
+
+    /// ModRM, SIB and a displacement for `[base + disp]`.
+    fn modrm_base(&mut self, reg: u8, base: u8, disp: i32) {
+        let (reg, low) = ((reg & 7) << 3, base & 7);
+        let short = i8::try_from(disp).ok();
+        let mode = match short {
+            Some(0) if low != 5 => 0x00,
+            Some(_) => 0x40,
+            None => 0x80,
+        };
+        self.bytes.push(mode | reg | low);
+        if low == 4 {
+            self.bytes.push(0x24);
+        }
+        match (mode, short) {
+            (0x40, Some(short)) => self.bytes.push(short as u8),
+            (0x80, _) => self.imm32(disp as u32),
+            _ => {}
+        }
+    }
+
+    /// `op reg, rm` between registers.
+    pub fn alu_rr(&mut self, op: Alu, reg: u8, rm: u8) {
+        self.rex(true, reg, 0, rm);
+        self.raw(&[op as u8, 0xc0 | (reg & 7) << 3 | rm & 7]);
+    }
+
+    /// `op reg, rm` between 32-bit registers.
+    pub fn alu_rr32(&mut self, op: Alu, reg: u8, rm: u8) {
+        self.rex(false, reg, 0, rm);
+        self.raw(&[op as u8, 0xc0 | (reg & 7) << 3 | rm & 7]);
+    }
+
+    pub fn mov(&mut self, to: u8, from: u8) {
+        if to != from {
+            self.alu_rr(Alu::Mov, to, from);
+        }
+    }
+
+    pub fn mov32(&mut self, to: u8, from: u8) {
+        self.alu_rr32(Alu::Mov, to, from);
+    }
+
+    /// `op reg, [base + disp]`.
+    pub fn alu_rm(&mut self, op: Alu, reg: u8, base: u8, disp: i32) {
+        self.rex(true, reg, 0, base);
+        self.bytes.push(op as u8);
+        self.modrm_base(reg, base, disp);
+    }
+
+    pub fn load32(&mut self, reg: u8, base: u8, disp: i32) {
+        self.rex(false, reg, 0, base);
+        self.bytes.push(Alu::Mov as u8);
+        self.modrm_base(reg, base, disp);
+    }
+
+    fn gs_modrm(&mut self, reg: u8, offset: usize) {
+        self.raw(&[(reg & 7) << 3 | 4, 0x25]);
+        self.imm32(offset as u32);
+    }
+
+    /// `op reg, gs:[offset]`.
+    pub fn alu_gs(&mut self, op: Alu, reg: u8, offset: usize) {
+        self.bytes.push(0x65);
+        self.rex(true, reg, 0, 0);
+        self.bytes.push(op as u8);
+        self.gs_modrm(reg, offset);
+    }
+
+    pub fn load_gs(&mut self, reg: u8, offset: usize) {
+        self.alu_gs(Alu::Mov, reg, offset);
+    }
+
+    pub fn load_gs32(&mut self, reg: u8, offset: usize) {
+        self.bytes.push(0x65);
+        self.rex(false, reg, 0, 0);
+        self.bytes.push(Alu::Mov as u8);
+        self.gs_modrm(reg, offset);
+    }
+
+    pub fn store_gs(&mut self, offset: usize, reg: u8) {
+        self.bytes.push(0x65);
+        self.rex(true, reg, 0, 0);
+        self.bytes.push(0x89);
+        self.gs_modrm(reg, offset);
+    }
+
+    pub fn store_gs32(&mut self, offset: usize, reg: u8) {
+        self.bytes.push(0x65);
+        self.rex(false, reg, 0, 0);
+        self.bytes.push(0x89);
+        self.gs_modrm(reg, offset);
+    }
+
+    /// `test gs:[offset], reg` of 32 bits.
+    pub fn test_gs32(&mut self, offset: usize, reg: u8) {
+        self.bytes.push(0x65);
+        self.rex(false, reg, 0, 0);
+        self.bytes.push(0x85);
+        self.gs_modrm(reg, offset);
+    }
+
+    /// `cmp byte gs:[offset], value`.
+    pub fn cmp_gs8(&mut self, offset: usize, value: u8) {
+        self.raw(&[0x65, 0x80]);
+        self.gs_modrm(7, offset);
+        self.bytes.push(value);
+    }
+
+    /// `push gs:[offset]` on the host's stack.
+    pub fn push_gs(&mut self, offset: usize) {
+        self.raw(&[0x65, 0xff]);
+        self.gs_modrm(6, offset);
+    }
+
+    /// `lea reg, [base + disp]`.
+    pub fn lea(&mut self, reg: u8, base: u8, disp: i32) {
+        self.rex(true, reg, 0, base);
+        self.bytes.push(0x8d);
+        self.modrm_base(reg, base, disp);
+    }
+
+    /// `lea reg, [base + index * 2^scale + disp]` at 64 or 32 bits; either register may be absent.
+    pub fn lea_full(&mut self, reg: u8, address: Address, wide: bool) {
+        let Address { base, index, scale, disp } = address;
+        let (Some(index), base) = (index, base) else {
+            let Some(base) = base else {
+                // [disp32] without base and index.
+                self.rex(wide, reg, 0, 0);
+                self.raw(&[0x8d, (reg & 7) << 3 | 4, 0x25]);
+                return self.imm32(disp as u32);
+            };
+            self.rex(wide, reg, 0, base);
+            self.bytes.push(0x8d);
+            return self.modrm_base(reg, base, disp);
+        };
+        self.rex(wide, reg, index, base.unwrap_or(5));
+        let sib = scale << 6 | (index & 7) << 3;
+        match base {
+            Some(base) => {
+                self.raw(&[0x8d, 0x80 | (reg & 7) << 3 | 4, sib | base & 7]);
+            }
+            None => self.raw(&[0x8d, (reg & 7) << 3 | 4, sib | 5]),
+        }
+        self.imm32(disp as u32);
+    }
+
+    /// `op reg, imm32` with the opcode extension of group 1.
+    fn group1(&mut self, extension: u8, reg: u8, value: i32, wide: bool) {
+        self.rex(wide, 0, 0, reg);
+        if let Ok(short) = i8::try_from(value) {
+            self.raw(&[0x83, 0xc0 | extension << 3 | reg & 7, short as u8]);
+        } else {
+            self.raw(&[0x81, 0xc0 | extension << 3 | reg & 7]);
+            self.imm32(value as u32);
+        }
+    }
+
+    pub fn cmp_imm(&mut self, reg: u8, value: i32) {
+        self.group1(7, reg, value, true);
+    }
+
+    pub fn cmp_imm32(&mut self, reg: u8, value: i32) {
+        self.group1(7, reg, value, false);
+    }
+
+    pub fn and_imm32(&mut self, reg: u8, value: i32) {
+        self.group1(4, reg, value, false);
+    }
+
+    /// Shift of a register by an immediate: 4 is SHL, 5 SHR, 7 SAR.
+    pub fn shift(&mut self, extension: u8, reg: u8, count: u8, wide: bool) {
+        self.rex(wide, 0, 0, reg);
+        self.raw(&[0xc1, 0xc0 | extension << 3 | reg & 7, count]);
+    }
+
+    /// `test reg, imm32` of 32 bits.
+    pub fn test_imm32(&mut self, reg: u8, value: u32) {
+        self.rex(false, 0, 0, reg);
+        self.raw(&[0xf7, 0xc0 | reg & 7]);
+        self.imm32(value);
+    }
+
+    /// `cmp byte [base], 0`.
+    pub fn cmp_byte_zero(&mut self, base: u8) {
+        self.rex(false, 0, 0, base);
+        self.bytes.push(0x80);
+        self.modrm_base(7, base, 0);
+        self.bytes.push(0);
+    }
+
+    /// `movzx reg32, byte [base]`.
+    pub fn load_byte(&mut self, reg: u8, base: u8) {
+        self.rex(false, reg, 0, base);
+        self.raw(&[0x0f, 0xb6]);
+        self.modrm_base(reg, base, 0);
+    }
+
+    pub fn xchg(&mut self, a: u8, b: u8) {
+        self.rex(true, a, 0, b);
+        self.raw(&[0x87, 0xc0 | (a & 7) << 3 | b & 7]);
+    }
+
+    pub fn mov_imm32(&mut self, reg: u8, value: u32) {
+        self.rex(false, 0, 0, reg);
+        self.bytes.push(0xb8 | reg & 7);
+        self.imm32(value);
+    }
+
+    pub fn mov_imm64(&mut self, reg: u8, value: u64) {
+        self.rex(true, 0, 0, reg);
+        self.bytes.push(0xb8 | reg & 7);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `cmp dword [base], imm32`.
+    pub fn cmp_dword(&mut self, base: u8, value: u32) {
+        self.rex(false, 0, 0, base);
+        self.bytes.push(0x81);
+        self.modrm_base(7, base, 0);
+        self.imm32(value);
+    }
+
+    /// `jmp [base + disp]`.
+    pub fn jmp_mem(&mut self, base: u8, disp: i32) {
+        self.rex(false, 0, 0, base);
+        self.bytes.push(0xff);
+        self.modrm_base(4, base, disp);
+    }
+
+    /// `jmp reg`.
+    pub fn jmp_reg(&mut self, reg: u8) {
+        self.rex(false, 0, 0, reg);
+        self.raw(&[0xff, 0xe0 | reg & 7]);
+    }
+
+    fn fixup(&mut self, label: Label) -> u64 {
+        let at = self.bytes.len();
+        self.fixups.push((at, label));
+        self.imm32(0);
+        self.base + at as u64
+    }
+
+    /// `op reg, [base + index + disp]` at 64 bits; `0x89` stores, `0x8b` loads, `0x8f` (with register 0) pops.
+    pub fn operand(&mut self, opcode: u8, reg: u8, base: u8, index: Option<u8>, disp: i32) {
+        let Some(index) = index else {
+            self.rex(true, reg, 0, base);
+            self.bytes.push(opcode);
+            return self.modrm_base(reg, base, disp);
+        };
+        self.rex(true, reg, index, base);
+        let sib = (index & 7) << 3 | base & 7;
+        let reg = (reg & 7) << 3;
+        match i8::try_from(disp) {
+            Ok(short) => self.raw(&[opcode, 0x40 | reg | 4, sib, short as u8]),
+            Err(_) => {
+                self.raw(&[opcode, 0x80 | reg | 4, sib]);
+                self.imm32(disp as u32);
+            }
+        }
+    }
+
+    /// Conditional jump; returns the address of its displacement.
+    pub fn jcc(&mut self, condition: u8, label: Label) -> u64 {
+        self.raw(&[0x0f, 0x80 | condition]);
+        self.fixup(label)
+    }
+
+    /// Jump; returns the address of its displacement.
+    pub fn jmp(&mut self, label: Label) -> u64 {
+        self.bytes.push(0xe9);
+        self.fixup(label)
+    }
+
+    /// `jrcxz` over the `skipped` bytes that follow.
+    pub fn jrcxz(&mut self, skipped: u8) {
+        self.raw(&[0xe3, skipped]);
+    }
+
+    fn relative(&mut self, opcode: u8, target: u64) {
+        self.bytes.push(opcode);
+        let next = self.here() + 4;
+        self.imm32(target.wrapping_sub(next) as u32);
+    }
+
+    /// Jump to an address in the same code memory.
+    pub fn jmp_to(&mut self, target: u64) {
+        self.relative(0xe9, target);
+    }
+
+    /// Call of an address in the same code memory.
+    pub fn call_to(&mut self, target: u64) {
+        self.relative(0xe8, target);
+    }
+}
+
+/// An address expression over host registers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Address {
+    pub base: Option<u8>,
+    pub index: Option<u8>,
+    /// log2 of the scale.
+    pub scale: u8,
+    pub disp: i32,
+}

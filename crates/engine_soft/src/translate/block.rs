@@ -1,0 +1,335 @@
+//! [`Builder`]: translates one block.
+//!
+//! A block is straight-line code inside one page: conditional branches leave it sideways, and it ends at
+//! any other transfer, at the end of the page, or at its longest. Rare ways (slow accesses, ways out)
+//! are collected and emitted behind the block.
+
+use super::asm::{Asm, Label, S1, S2, cc};
+use super::flags::{FlagHome, FlagUse, flag_use};
+use super::memory::Policy;
+use super::shared::{EVENT_MASK, EVENTS};
+use super::thunks::{Exit, Thunks};
+use super::unit::{Entries, Link, Next, PAGE, Site};
+use crate::decode;
+use crate::system::SystemState;
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess};
+
+/// Instructions in a block, at most.
+const LONGEST_BLOCK: usize = 48;
+
+/// The instruction is the interpreter's.
+#[derive(Debug)]
+pub(super) struct Unknown;
+
+/// Whether the block goes on behind an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    Next,
+    End,
+}
+
+/// Code for behind the block.
+pub(super) enum Cold {
+    /// Interprets the current instruction and goes on at `back` with flags in the given home.
+    Slow { from: Label, site: usize, back: Label, flags: FlagHome },
+    /// Reports a store; the tracker pointer is in the register.
+    Note { from: Label, site: usize, back: Label, flags: FlagHome, tracker: u8 },
+    /// A direct jump back in the page.
+    Back { from: Label, target: u16, flags: FlagHome },
+    /// The way out of a link whose displacement is at `at`.
+    Link { from: Label, at: u64, target: u16, flags: FlagHome },
+    /// A direct jump out of the page.
+    Far { from: Label, target: i64, flags: FlagHome },
+    /// A jump cache miss: the linear address is in [`S1`], or in the entry that [`S2`] points to.
+    Miss { from: Label, reload: Label, undo: Option<Undo> },
+}
+
+/// How to undo a transfer whose target is not canonical: the interpreter faults on it.
+#[derive(Clone, Copy)]
+pub(super) struct Undo {
+    pub site: usize,
+    /// What to add to RSP.
+    pub stack: i32,
+}
+
+/// What a builder takes from the translator.
+pub(super) struct Context<'a> {
+    pub thunks: Thunks,
+    pub sites: &'a mut Vec<Site>,
+    pub links: &'a mut Vec<Link>,
+    pub system: &'a SystemState,
+    pub unit: u32,
+    pub page: &'a [u8; PAGE],
+    pub generation: (u64, u32),
+}
+
+/// A block under construction.
+pub(super) struct Builder<'a> {
+    pub asm: Asm,
+    pub context: Context<'a>,
+    pub policy: Policy,
+    pub flags: FlagHome,
+    pub cold: Vec<Cold>,
+    pub info: InstructionInfoFactory,
+    /// Address of the current instruction in the page, and of the next.
+    pub offset: u16,
+    pub next: i64,
+    /// The slow path of the current instruction, once one is wanted, and its site.
+    slow: Option<Label>,
+    site: Option<usize>,
+}
+
+/// A translated block.
+pub(super) struct Built {
+    pub code: Vec<u8>,
+    pub entries: Entries,
+    pub insns: u32,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(base: u64, context: Context<'a>) -> Self {
+        Builder {
+            asm: Asm::new(base),
+            context,
+            policy: Policy::Table,
+            flags: FlagHome::Saved,
+            cold: Vec::new(),
+            info: InstructionInfoFactory::new(),
+            offset: 0,
+            next: 0,
+            slow: None,
+            site: None,
+        }
+    }
+
+    /// Translates the block at `start` in the page. `None` if its first instruction crosses the page's end.
+    pub fn build(mut self, start: u16) -> Option<Built> {
+        let instructions = self.decode(start);
+        let first = instructions.first()?;
+        let wish = self.wish(&instructions);
+        let outer = self.outer_entry(start);
+        let (saved, live);
+        if wish != FlagHome::Saved {
+            saved = self.asm.mark();
+            if wish == FlagHome::Live {
+                self.emit_restore();
+            }
+            live = self.asm.mark();
+            self.flags = FlagHome::Live;
+        } else {
+            saved = self.asm.mark();
+            live = self.asm.label();
+            self.flags = FlagHome::Saved;
+        }
+        let mut end = After::Next;
+        debug_assert_eq!(first.ip() as u16, start, "a block starts with its first instruction");
+        for i in &instructions {
+            end = self.instruction(i);
+        }
+        if end == After::Next {
+            self.go_to(self.next);
+        }
+        if wish == FlagHome::Saved {
+            self.asm.bind(live);
+            self.emit_save();
+            self.asm.jmp(saved);
+        }
+        self.emit_cold();
+        self.asm.finish();
+        let entries = Entries {
+            outer: self.asm.address_of(outer),
+            saved: self.asm.address_of(saved),
+            live: self.asm.address_of(live),
+            prefers_live: wish != FlagHome::Saved,
+        };
+        Some(Built { code: self.asm.bytes, entries, insns: instructions.len() as u32 })
+    }
+
+    fn decode(&self, start: u16) -> Vec<Instruction> {
+        let bytes = &self.context.page[usize::from(start)..];
+        let mut decoder = Decoder::with_ip(64, bytes, u64::from(start), DecoderOptions::NONE);
+        let mut instructions = Vec::with_capacity(16);
+        while decoder.can_decode() && instructions.len() < LONGEST_BLOCK {
+            let instruction = decoder.decode();
+            let cut = decoder.last_error() == iced_x86::DecoderError::NoMoreBytes;
+            if cut && !(instruction.is_invalid() && bytes.len() - (instruction.ip() - u64::from(start)) as usize >= 15) {
+                break;
+            }
+            let mut ends = instruction.is_invalid();
+            ends |= !matches!(
+                instruction.flow_control(),
+                FlowControl::Next | FlowControl::ConditionalBranch
+            );
+            instructions.push(instruction);
+            if ends {
+                break;
+            }
+        }
+        instructions
+    }
+
+    /// Where the first thing that matters to the flags wants them; `Both` if it replaces them unseen.
+    fn wish(&self, instructions: &[Instruction]) -> FlagHome {
+        for i in instructions {
+            let plain = i.flow_control() == FlowControl::Next;
+            if plain && !super::copy::is_known(self.context.system, i) {
+                return FlagHome::Saved;
+            }
+            let memory = (0..i.op_count()).any(|at| i.op_kind(at) == iced_x86::OpKind::Memory);
+            if memory && i.mnemonic() != iced_x86::Mnemonic::Lea || i.is_stack_instruction() {
+                return FlagHome::Saved;
+            }
+            match flag_use(i) {
+                FlagUse::None if plain => {}
+                FlagUse::None => return FlagHome::Saved,
+                FlagUse::Replaces => return FlagHome::Both,
+                FlagUse::Reads | FlagUse::Changes => return FlagHome::Live,
+            }
+        }
+        FlagHome::Saved
+    }
+
+    /// Where jumps from other pages arrive: events and the generation are looked at.
+    fn outer_entry(&mut self, start: u16) -> Label {
+        let outer = self.asm.mark();
+        let (cell, generation) = self.context.generation;
+        let leave = self.asm.label();
+        let a = &mut self.asm;
+        a.load_gs(S1, EVENTS);
+        a.load32(S1, S1, 0);
+        a.test_gs32(EVENT_MASK, S1);
+        a.jcc(cc::NE, leave);
+        a.mov_imm64(S1, cell);
+        a.cmp_dword(S1, generation);
+        let go_on = a.label();
+        // Equal: over the way out.
+        a.jcc(4, go_on);
+        a.bind(leave);
+        a.mov_imm32(S2, u32::from(start));
+        a.jmp_to(self.context.thunks.leave(Exit::InPage));
+        a.bind(go_on);
+        outer
+    }
+
+    /// Translates one instruction.
+    fn instruction(&mut self, i: &Instruction) -> After {
+        self.offset = i.ip() as u16;
+        self.next = i.next_ip() as i64;
+        (self.slow, self.site) = (None, None);
+        let before = self.asm.bytes.len();
+        let result = self.transfer(i).or_else(|_| self.stack(i)).or_else(|_| self.copy(i));
+        let after = match result {
+            Ok(after) => after,
+            Err(Unknown) => {
+                debug_assert_eq!(before, self.asm.bytes.len(), "nothing was emitted");
+                self.interpret()
+            }
+        };
+        if let (Some(from), Some(site)) = (self.slow, self.site) {
+            let back = self.asm.mark();
+            self.cold.push(Cold::Slow { from, site, back, flags: self.flags });
+        }
+        after
+    }
+
+    /// Calls the interpreter for the current instruction, and goes on behind it.
+    fn interpret(&mut self) -> After {
+        self.save_flags();
+        let site = self.site();
+        self.asm.mov_imm32(S2, site as u32);
+        self.asm.call_to(self.context.thunks.call_site);
+        self.clobbered();
+        After::Next
+    }
+
+    /// The site of the current instruction.
+    pub fn site(&mut self) -> usize {
+        if let Some(site) = self.site {
+            return site;
+        }
+        let sites = &mut self.context.sites;
+        let (unit, offset) = (self.context.unit, self.offset);
+        sites.push(Site { unit, offset, next: Next::InPage(self.next), insn: None, count: 0 });
+        self.site = Some(sites.len() - 1);
+        sites.len() - 1
+    }
+
+    /// Where the current instruction's checks go when they fail: nothing has happened yet.
+    pub fn slow_path(&mut self) -> Label {
+        self.site();
+        *self.slow.get_or_insert_with(|| self.asm.label())
+    }
+
+    /// After a store through a checked operand: the tracker is looked at.
+    pub fn stored(&mut self, operand: &super::memory::HostOperand) {
+        let Some(mut tracker) = operand.tracker else { return };
+        if operand.stashed {
+            tracker = S1;
+            self.asm.load_gs(S1, super::shared::ARGUMENT);
+        }
+        let noted = self.asm.label();
+        self.check_tracker(tracker, noted);
+        let site = self.site();
+        let back = self.asm.mark();
+        self.cold.push(Cold::Note { from: noted, site, back, flags: self.flags, tracker });
+    }
+
+    /// Accesses of an instruction's operands.
+    pub fn accesses(&mut self, i: &Instruction) -> [OpAccess; 5] {
+        let info = self.info.info(i);
+        std::array::from_fn(|at| info.op_access(at as u32))
+    }
+
+    fn emit_cold(&mut self) {
+        // More may be added on the way.
+        while let Some(cold) = self.cold.pop() {
+            match cold {
+                Cold::Slow { from, site, back, flags } => {
+                    self.asm.bind(from);
+                    self.asm.mov_imm32(S2, site as u32);
+                    self.asm.call_to(self.context.thunks.call_site);
+                    self.back_to(back, flags);
+                }
+                Cold::Note { from, site, back, flags, tracker } => {
+                    self.asm.bind(from);
+                    self.asm.mov(S1, tracker);
+                    if flags == FlagHome::Live {
+                        self.emit_save();
+                    }
+                    self.asm.mov(S2, S1);
+                    self.asm.mov_imm32(S1, site as u32);
+                    self.asm.call_to(self.context.thunks.call_note);
+                    self.back_to(back, flags);
+                }
+                Cold::Back { from, target, flags } => {
+                    self.asm.bind(from);
+                    self.flags = flags;
+                    self.jump_back(target);
+                }
+                Cold::Link { from, at, target, flags } => {
+                    self.asm.bind(from);
+                    self.leave_by_link(at, target, flags);
+                }
+                Cold::Far { from, target, flags } => {
+                    self.asm.bind(from);
+                    self.flags = flags;
+                    self.jump_out(target);
+                }
+                Cold::Miss { from, reload, undo } => self.emit_miss(from, reload, undo),
+            }
+        }
+    }
+
+    /// Goes back into the block, where flags are expected in `flags`; they are saved now.
+    fn back_to(&mut self, back: Label, flags: FlagHome) {
+        if flags != FlagHome::Saved {
+            self.emit_restore();
+        }
+        self.asm.jmp(back);
+    }
+}
+
+/// Whether the model has an instruction, by every feature it needs.
+pub(super) fn is_offered(system: &SystemState, i: &Instruction) -> bool {
+    decode::is_offered_strictly(system, i)
+}

@@ -1,0 +1,265 @@
+//! Memory operands: from a guest address to a host address, or to the interpreter.
+//!
+//! # Isolation
+//! Translated code reaches guest memory only through [`Builder::check`]. Under [`Policy::Table`] it computes
+//! the linear address in a scratch register, which no guest instruction can touch, and compares its exclusive
+//! or with the page of a TLB entry against `4096 - size` **unsigned and at full width**. If that holds, all
+//! bytes of the access lie in the entry's page, and the entry's addend leads to guest RAM that this accessor
+//! may use so. The access that follows uses the same registers, unchanged in between, with exactly that
+//! size. Otherwise, and for every address that wraps, is not canonical, or crosses a page, the instruction is
+//! given to the interpreter before it has changed anything.
+//!
+//! ```text
+//! lea  s1, [guest address]
+//! rorx s2d, s1d, 12 - log2(entry)      slot of the page, in bytes
+//! and  s2d, (slots - 1) * entry
+//! add  s2, gs:[array]
+//! xor  s1, [s2 + read or write]        offset in the page, or more
+//! cmp  s1, 4096 - size
+//! ja   slow
+//! mov  s2, [s2 + addend]
+//! op   [guest base + s2 + disp]
+//! ```
+
+use super::asm::{Address, Alu, S1, S2, cc};
+use super::block::{Builder, Unknown};
+use super::operand::{Place, number, place};
+use super::shared::{ARGUMENT, RIP_PAGE, TLB, home, segment_base};
+use crate::cpu::seg;
+use crate::mmu::{OFFSET, TLB_SIZE, TlbEntry};
+use iced_x86::{Instruction, Register};
+use std::mem::offset_of;
+
+/// log2 of the size of a TLB entry.
+const ENTRY_SHIFT: u8 = 5;
+const _: () = assert!(size_of::<TlbEntry>() == 1 << ENTRY_SHIFT);
+
+/// How guest addresses become host addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Policy {
+    /// Through the software TLB.
+    Table,
+    /// Host address is guest address plus a fixed offset. Only for memory that is mapped so, and by code
+    /// that may reach all of it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "direct mapping is not used yet, only its emitter tested"))]
+    Offset(i32),
+    /// Host address is guest address.
+    #[cfg_attr(not(test), expect(dead_code, reason = "as for Offset"))]
+    Identity,
+}
+
+/// What an access wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    Load,
+    Store,
+    /// A store that must be atomic: unaligned ones are the interpreter's.
+    Locked,
+}
+
+/// A guest address: where it comes from, before any check.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GuestAddress {
+    /// Guest register numbers.
+    base: Option<u8>,
+    index: Option<u8>,
+    scale: u8,
+    disp: i32,
+    /// The displacement counts from the page of the running code.
+    in_page: bool,
+    /// FS or GS.
+    segment: Option<u8>,
+    /// 64-bit address size.
+    wide: bool,
+}
+
+impl GuestAddress {
+    /// `[register + disp]`.
+    pub fn based(register: u8, disp: i32) -> Self {
+        GuestAddress {
+            base: Some(register),
+            index: None,
+            scale: 0,
+            disp,
+            in_page: false,
+            segment: None,
+            wide: true,
+        }
+    }
+
+    /// The memory operand of an instruction whose page starts at address zero to the decoder.
+    pub fn of(i: &Instruction) -> Result<Self, Unknown> {
+        let (base, index) = (i.memory_base(), i.memory_index());
+        let in_page = i.is_ip_rel_memory_operand();
+        let general = |register: Register| register.is_gpr32() || register.is_gpr64();
+        if index != Register::None && !general(index) || base != Register::None && !in_page && !general(base) {
+            return Err(Unknown);
+        }
+        let disp = i32::try_from(i.memory_displacement64() as i64)
+            .or_else(|_| u32::try_from(i.memory_displacement64()).map(|disp| disp as i32).map_err(|_| Unknown));
+        let narrow = base.is_gpr32() || index.is_gpr32() || base == Register::EIP;
+        let absolute = base == Register::None && index == Register::None;
+        if base == Register::EIP || absolute && i.memory_displ_size() != 8 && i.memory_displacement64() >> 31 == 1 {
+            return Err(Unknown);
+        }
+        let disp = disp?;
+        if !narrow && disp as i64 as u64 != i.memory_displacement64() {
+            return Err(Unknown);
+        }
+        let segment = i.memory_segment().number() as u8;
+        Ok(GuestAddress {
+            base: (base != Register::None && !in_page).then(|| number(base)),
+            index: (index != Register::None).then(|| number(index)),
+            scale: i.memory_index_scale().trailing_zeros() as u8,
+            disp,
+            in_page,
+            segment: (segment == seg::FS || segment == seg::GS).then_some(segment),
+            wide: !narrow,
+        })
+    }
+
+    /// The host register of a plain `[base + disp]`.
+    fn plain_base(&self) -> Option<u8> {
+        let base = self.base.filter(|_| self.wide && self.index.is_none() && self.segment.is_none())?;
+        match place(super::operand::wide(base)) {
+            Place::Host(host) => Some(host),
+            Place::Home => None,
+        }
+    }
+}
+
+/// A checked operand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostOperand {
+    pub base: u8,
+    pub index: Option<u8>,
+    pub disp: i32,
+    /// Register that points to the page's tracker byte, for stores.
+    pub tracker: Option<u8>,
+    /// Whether it waits in `Shared::argument` instead.
+    pub stashed: bool,
+}
+
+impl HostOperand {
+    /// A scratch register that the operand does not need.
+    pub fn free(&self) -> Option<u8> {
+        [S1, S2].into_iter().find(|&s| s != self.base && Some(s) != self.index && Some(s) != self.tracker)
+    }
+
+    /// Puts the operand into an instruction.
+    pub fn apply(&self, i: &mut Instruction) {
+        i.set_segment_prefix(Register::None);
+        i.set_memory_base(super::operand::wide(self.base));
+        i.set_memory_index(self.index.map_or(Register::None, super::operand::wide));
+        i.set_memory_index_scale(1);
+        i.set_memory_displacement64(self.disp as i64 as u64);
+        i.set_memory_displ_size(if self.disp == 0 { 0 } else { 8 });
+    }
+}
+
+impl Builder<'_> {
+    /// Puts the linear address of a guest address into [`S1`]; keeps flags, may use [`S2`].
+    pub fn linear(&mut self, at: &GuestAddress) {
+        let a = &mut self.asm;
+        if at.in_page {
+            a.load_gs(S1, RIP_PAGE);
+            a.lea(S1, S1, at.disp);
+        } else {
+            let mut host = |guest: Option<u8>, scratch: u8| {
+                guest.map(|guest| match place(super::operand::wide(guest)) {
+                    Place::Host(host) => host,
+                    Place::Home => {
+                        a.load_gs(scratch, home(guest));
+                        scratch
+                    }
+                })
+            };
+            let base = host(at.base, S1);
+            let index = host(at.index, S2);
+            let address = Address { base, index, scale: at.scale, disp: at.disp };
+            a.lea_full(S1, address, at.wide);
+        }
+        if let Some(segment) = at.segment {
+            a.load_gs(S2, segment_base(segment));
+            a.lea_full(S1, Address { base: Some(S1), index: Some(S2), scale: 0, disp: 0 }, true);
+        }
+    }
+
+    /// Effective address of LEA into `to`.
+    pub fn effective(&mut self, at: &GuestAddress, to: u8, wide: bool) {
+        let plain = GuestAddress { segment: None, ..*at };
+        self.linear(&plain);
+        if wide { self.asm.mov(to, S1) } else { self.asm.mov32(to, S1) }
+    }
+
+    /// Makes the access of `size` bytes at a guest address possible, or leaves the instruction to the
+    /// interpreter. Flags are saved afterwards and not in RFLAGS.
+    pub fn check(&mut self, at: &GuestAddress, size: u32, want: Want) -> HostOperand {
+        match self.policy {
+            Policy::Table => self.check_table(at, size, want),
+            Policy::Offset(offset) => {
+                self.linear(at);
+                HostOperand { base: S1, index: None, disp: offset, tracker: None, stashed: false }
+            }
+            Policy::Identity => {
+                self.linear(at);
+                HostOperand { base: S1, index: None, disp: 0, tracker: None, stashed: false }
+            }
+        }
+    }
+
+    fn check_table(&mut self, at: &GuestAddress, size: u32, want: Want) -> HostOperand {
+        self.save_flags();
+        self.linear(at);
+        let slow = self.slow_path();
+        let store = want != Want::Load;
+        let page = if store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) } as i32;
+        let (addend, tracker) = (offset_of!(TlbEntry, addend) as i32, offset_of!(TlbEntry, flags) as i32);
+        let a = &mut self.asm;
+        a.mov32(S2, S1);
+        a.shift(5, S2, 12 - ENTRY_SHIFT, false);
+        a.and_imm32(S2, ((TLB_SIZE - 1) << ENTRY_SHIFT) as i32);
+        a.alu_gs(Alu::Add, S2, TLB);
+        a.alu_rm(Alu::Xor, S1, S2, page);
+        a.cmp_imm(S1, OFFSET as i32 + 1 - size as i32);
+        a.jcc(cc::A, slow);
+        if want == Want::Locked && size > 1 {
+            a.test_imm32(S1, size - 1);
+            a.jcc(cc::NE, slow);
+        }
+        self.clobbered();
+        let a = &mut self.asm;
+        if let Some(base) = at.plain_base() {
+            if store {
+                a.alu_rm(Alu::Mov, S1, S2, tracker);
+            }
+            a.alu_rm(Alu::Mov, S2, S2, addend);
+            let tracker = store.then_some(S1);
+            return HostOperand { base, index: Some(S2), disp: at.disp, tracker, stashed: false };
+        }
+        a.alu_rm(Alu::Xor, S1, S2, page);
+        a.alu_rm(Alu::Add, S1, S2, addend);
+        if store {
+            a.alu_rm(Alu::Mov, S2, S2, tracker);
+        }
+        HostOperand { base: S1, index: None, disp: 0, tracker: store.then_some(S2), stashed: false }
+    }
+
+    /// Frees the register of the tracker pointer, or any, of a checked operand.
+    pub fn free_scratch(&mut self, operand: &mut HostOperand) -> u8 {
+        if let Some(free) = operand.free() {
+            return free;
+        }
+        if let Some(tracker) = operand.tracker.filter(|_| !operand.stashed) {
+            self.asm.store_gs(ARGUMENT, tracker);
+            operand.stashed = true;
+            return tracker;
+        }
+        // Fold the address into one register.
+        let address =
+            Address { base: Some(operand.base), index: operand.index, scale: 0, disp: operand.disp };
+        self.asm.lea_full(S1, address, true);
+        (operand.base, operand.index, operand.disp) = (S1, None, 0);
+        S2
+    }
+}

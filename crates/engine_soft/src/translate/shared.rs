@@ -1,0 +1,84 @@
+//! What translated code shares with the rest of the processor: fields of [`Cpu`] reached through GS.
+
+use super::jumps::JumpEntry;
+use crate::cpu::Cpu;
+use crate::mmu::Mmu;
+use std::mem::offset_of;
+use std::sync::atomic::AtomicU32;
+
+/// The part of [`Cpu`] that only translated code and its runtime use.
+#[repr(C)]
+pub(crate) struct Shared {
+    /// The processor itself.
+    pub own: *mut Cpu,
+    /// Guest flags as LAHF and SETO leave them in EAX.
+    pub flags: u64,
+    /// Linear address of the page of the running code.
+    pub rip_page: u64,
+    /// The jump cache.
+    pub jumps: *const JumpEntry,
+    /// The event word.
+    pub events: *const AtomicU32,
+    /// What a way out is about: a link, an instruction's site, or a linear address.
+    pub argument: u64,
+    /// Holds a value over a few instructions.
+    pub spare: u64,
+    /// As `spare`, for RAX.
+    pub spare_rax: u64,
+    /// RSP of the host in translated code.
+    pub host_rsp: u64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Shared {
+            own: std::ptr::null_mut(),
+            flags: 0,
+            rip_page: 0,
+            jumps: std::ptr::null(),
+            events: std::ptr::null(),
+            argument: 0,
+            spare: 0,
+            spare_rax: 0,
+            host_rsp: 0,
+        }
+    }
+}
+
+impl Shared {
+    /// The arithmetic flags at their RFLAGS positions.
+    pub fn arithmetic(&self) -> u64 {
+        self.flags >> 8 & 0xd5 | (self.flags & 1) << 11
+    }
+
+    /// Sets the arithmetic flags from RFLAGS positions.
+    pub fn set_arithmetic(&mut self, bits: u64) {
+        self.flags = (bits & 0xd5) << 8 | bits >> 11 & 1;
+    }
+}
+
+const SHARED: usize = offset_of!(Cpu, shared);
+
+pub(super) const OWN: usize = SHARED + offset_of!(Shared, own);
+pub(super) const FLAGS: usize = SHARED + offset_of!(Shared, flags);
+pub(super) const RIP_PAGE: usize = SHARED + offset_of!(Shared, rip_page);
+pub(super) const JUMPS: usize = SHARED + offset_of!(Shared, jumps);
+pub(super) const EVENTS: usize = SHARED + offset_of!(Shared, events);
+pub(super) const ARGUMENT: usize = SHARED + offset_of!(Shared, argument);
+pub(super) const SPARE: usize = SHARED + offset_of!(Shared, spare);
+pub(super) const SPARE_RAX: usize = SHARED + offset_of!(Shared, spare_rax);
+pub(super) const EVENT_MASK: usize = offset_of!(Cpu, event_mask);
+pub(super) const TLB: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, array);
+pub(super) const FETCH_KEY: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, fetch_key);
+/// RIP in [`Cpu::regs`].
+pub(super) const RIP: usize = offset_of!(Cpu, regs) + 17 * 8;
+
+/// A guest register in [`Cpu::regs`], by number.
+pub(super) const fn home(number: u8) -> usize {
+    offset_of!(Cpu, regs) + number as usize * 8
+}
+
+/// Base of a segment, by number.
+pub(super) const fn segment_base(number: u8) -> usize {
+    offset_of!(Cpu, segment_base) + number as usize * 8
+}

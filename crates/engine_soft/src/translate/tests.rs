@@ -1,0 +1,370 @@
+//! Translated code against the interpreter: random programs, from the same state, to the same end.
+
+use crate::cpu::Cpu;
+use crate::interp::harness::{self, CODE, DATA, STACK, UNMAPPED};
+use engine::{VcpuIo, VmExit};
+use iced_x86::Formatter;
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, OpCodeOperandKind as Kind, Register};
+
+struct NoDevices;
+
+impl VcpuIo for NoDevices {
+    fn pio_read(&self, _: u16, _: &mut [u8]) {}
+    fn pio_write(&self, _: u16, _: &[u8]) {}
+    fn mmio_read(&self, _: u64, bytes: &mut [u8]) {
+        bytes.fill(0xff);
+    }
+    fn mmio_write(&self, _: u64, _: &[u8]) {}
+    fn eoi(&self, _: u8) {}
+    fn acknowledge_pic(&self) -> u8 {
+        0xff
+    }
+}
+
+/// Xorshift.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        (self.next() >> 16) % limit
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    /// Values at which things happen.
+    fn value(&mut self) -> u64 {
+        match self.below(6) {
+            0 => self.below(4),
+            1 => u64::MAX - self.below(4),
+            2 => 1 << self.below(64),
+            3 => (1 << self.below(64)) - 1,
+            _ => self.next(),
+        }
+    }
+}
+
+/// Registers that hold addresses and are rarely written.
+const POINTERS: [u8; 4] = [3, 5, 12, 14];
+
+fn codes() -> Vec<Code> {
+    use iced_x86::Mnemonic as M;
+    let wanted = |code: &Code| {
+        let info = code.op_code();
+        info.mode64() && matches!(info.encoding(), iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX)
+            && matches!(
+                code.mnemonic(),
+                M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Add | M::Or | M::Adc | M::Sbb
+                    | M::And | M::Sub | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec | M::Neg | M::Not
+                    | M::Shl | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+                    | M::Imul | M::Mul | M::Div | M::Idiv | M::Bt | M::Bts | M::Btr | M::Btc
+                    | M::Bswap | M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Xchg | M::Xadd
+                    | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Lahf | M::Sahf | M::Clc | M::Stc
+                    | M::Cmc | M::Movbe | M::Crc32 | M::Popcnt | M::Lzcnt | M::Tzcnt | M::Andn | M::Bextr
+                    | M::Blsi | M::Blsr | M::Blsmsk | M::Bzhi | M::Mulx | M::Pdep | M::Pext | M::Rorx
+                    | M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox | M::Cmovb | M::Cmovle | M::Cmovs
+                    | M::Cmovne | M::Setb | M::Setle | M::Setp | M::Seto | M::Push | M::Pop | M::Leave
+                    | M::Nop | M::Cld | M::Pushfq | M::Movsb | M::Stosq | M::Lodsd
+            )
+    };
+    Code::values().filter(wanted).filter(|code| !skipped(*code)).collect()
+}
+
+/// Far, segment, control and debug registers, and absolute addresses.
+fn skipped(code: Code) -> bool {
+    let info = code.op_code();
+    (0..info.op_count()).any(|at| operand_class(info.op_kind(at)).is_none())
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Class {
+    General(u32),
+    Memory,
+    GeneralOrMemory(u32),
+    Immediate,
+    Implied,
+}
+
+fn operand_class(kind: Kind) -> Option<Class> {
+    Some(match kind {
+        Kind::r8_reg | Kind::r8_opcode => Class::General(1),
+        Kind::r16_reg | Kind::r16_opcode | Kind::r16_rm | Kind::r16_reg_mem => Class::General(2),
+        Kind::r32_reg | Kind::r32_opcode | Kind::r32_rm | Kind::r32_vvvv | Kind::r32_reg_mem => Class::General(4),
+        Kind::r64_reg | Kind::r64_opcode | Kind::r64_rm | Kind::r64_vvvv | Kind::r64_reg_mem => Class::General(8),
+        Kind::r8_or_mem => Class::GeneralOrMemory(1),
+        Kind::r16_or_mem => Class::GeneralOrMemory(2),
+        Kind::r32_or_mem => Class::GeneralOrMemory(4),
+        Kind::r64_or_mem => Class::GeneralOrMemory(8),
+        Kind::mem => Class::Memory,
+        Kind::imm8 | Kind::imm8sex16 | Kind::imm8sex32 | Kind::imm8sex64 | Kind::imm16 | Kind::imm32
+        | Kind::imm32sex64 | Kind::imm64 => Class::Immediate,
+        Kind::al | Kind::cl | Kind::ax | Kind::eax | Kind::rax | Kind::dx | Kind::imm8_const_1
+        | Kind::seg_rSI | Kind::es_rDI | Kind::seg_rDI => Class::Implied,
+        _ => return None,
+    })
+}
+
+fn general(random: &mut Random, size: u32) -> Register {
+    let mut number = random.below(16) as u32;
+    if (POINTERS.contains(&(number as u8)) || number == 4) && !random.chance(5) {
+        number = [0, 1, 2, 6, 7, 8, 13, 15][random.below(8) as usize];
+    }
+    if number == 11 {
+        // Counts rounds.
+        number = 10;
+    }
+    match size {
+        1 if random.chance(15) => Register::AH + random.below(4) as u32,
+        1 if number >= 4 => Register::SPL + (number - 4),
+        1 => Register::AL + number,
+        2 => Register::AX + number,
+        4 => Register::EAX + number,
+        _ => Register::RAX + number,
+    }
+}
+
+fn memory(random: &mut Random) -> MemoryOperand {
+    let base = Register::RAX + u32::from(POINTERS[random.below(4) as usize]);
+    let disp = match random.below(12) {
+        0 => 0xff8 + random.below(16) as i64,
+        1 => -(random.below(0x40) as i64),
+        2 => (UNMAPPED - DATA) as i64 - random.below(24) as i64,
+        _ => random.below(0x200) as i64,
+    };
+    let index = [Register::None, Register::RCX, Register::R15, Register::R9][random.below(4) as usize];
+    let index = if random.chance(75) { Register::None } else { index };
+    let scale = if index == Register::None { 1 } else { 1 << random.below(4) };
+    let segment = if random.chance(4) { Register::GS } else { Register::None };
+    let base = if random.chance(3) { Register::RAX + random.below(16) as u32 } else { base };
+    MemoryOperand::new(base, index, scale, disp, if disp == 0 { 0 } else { 8 }, false, segment)
+}
+
+fn instruction(random: &mut Random, codes: &[Code]) -> Option<Vec<u8>> {
+    let code = codes[random.below(codes.len() as u64) as usize];
+    let info = code.op_code();
+    let mut i = Instruction::new();
+    i.set_code(code);
+    for at in 0..info.op_count() {
+        let class = operand_class(info.op_kind(at))?;
+        let to_memory = match class {
+            Class::Memory => true,
+            Class::GeneralOrMemory(_) => random.chance(55),
+            _ => false,
+        };
+        if to_memory {
+            let m = memory(random);
+            i.set_op_kind(at, iced_x86::OpKind::Memory);
+            i.set_memory_base(m.base);
+            i.set_memory_index(m.index);
+            i.set_memory_index_scale(m.scale);
+            i.set_memory_displacement64(m.displacement as u64);
+            i.set_memory_displ_size(m.displ_size);
+            i.set_segment_prefix(m.segment_prefix);
+            continue;
+        }
+        match class {
+            Class::General(size) | Class::GeneralOrMemory(size) => {
+                i.set_op_kind(at, iced_x86::OpKind::Register);
+                i.set_op_register(at, general(random, size));
+            }
+            Class::Immediate => {
+                let kind = immediate_kind(info.op_kind(at));
+                i.set_op_kind(at, kind);
+                let value = random.value();
+                match kind {
+                    iced_x86::OpKind::Immediate8 => i.set_immediate8(value as u8),
+                    iced_x86::OpKind::Immediate8to16 => i.set_immediate8to16(i16::from(value as i8)),
+                    iced_x86::OpKind::Immediate8to32 => i.set_immediate8to32(i32::from(value as i8)),
+                    iced_x86::OpKind::Immediate8to64 => i.set_immediate8to64(i64::from(value as i8)),
+                    iced_x86::OpKind::Immediate16 => i.set_immediate16(value as u16),
+                    iced_x86::OpKind::Immediate32 => i.set_immediate32(value as u32),
+                    iced_x86::OpKind::Immediate32to64 => i.set_immediate32to64(i64::from(value as i32)),
+                    _ => i.set_immediate64(value),
+                }
+            }
+            _ => return implied(code, random),
+        }
+    }
+    if info.can_use_lock_prefix() && i.op0_kind() == iced_x86::OpKind::Memory && random.chance(15) {
+        i.set_has_lock_prefix(true);
+    }
+    encode(&i)
+}
+
+/// The bytes, followed by a comparison if flags are undefined: the interpreter need not know them.
+fn encode(i: &Instruction) -> Option<Vec<u8>> {
+    let mut encoder = Encoder::new(64);
+    encoder.encode(i, 0).ok()?;
+    let mut bytes = encoder.take_buffer();
+    if i.rflags_undefined() != 0 {
+        // cmp r10, rcx
+        bytes.extend_from_slice(&[0x49, 0x39, 0xca]);
+    }
+    Some(bytes)
+}
+
+/// Instructions with implied operands, as bytes by their simplest form.
+fn implied(code: Code, random: &mut Random) -> Option<Vec<u8>> {
+    let size = [4_u32, 8][random.below(2) as usize];
+    let register = general(random, size);
+    let i = match code {
+        Code::Shl_rm32_CL | Code::Shl_rm64_CL | Code::Shr_rm64_CL | Code::Sar_rm32_CL | Code::Rcl_rm64_CL
+        | Code::Ror_rm32_CL => {
+            let fits = matches!(code, Code::Shl_rm32_CL | Code::Sar_rm32_CL | Code::Ror_rm32_CL) == (size == 4);
+            if !fits {
+                return None;
+            }
+            Instruction::with2(code, register, Register::CL).ok()?
+        }
+        _ => return None,
+    };
+    encode(&i)
+}
+
+fn immediate_kind(kind: Kind) -> iced_x86::OpKind {
+    use iced_x86::OpKind as O;
+    match kind {
+        Kind::imm8 => O::Immediate8,
+        Kind::imm8sex16 => O::Immediate8to16,
+        Kind::imm8sex32 => O::Immediate8to32,
+        Kind::imm8sex64 => O::Immediate8to64,
+        Kind::imm16 => O::Immediate16,
+        Kind::imm32 => O::Immediate32,
+        Kind::imm32sex64 => O::Immediate32to64,
+        _ => O::Immediate64,
+    }
+}
+
+/// A random program that ends in HLT, with forward branches and calls of the next instruction.
+fn program(random: &mut Random, codes: &[Code]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut left = 4 + random.below(20);
+    while left > 0 {
+        if random.chance(10) {
+            // jcc over the next instruction
+            let Some(next) = instruction(random, codes) else { continue };
+            bytes.extend_from_slice(&[0x70 | random.below(16) as u8, next.len() as u8]);
+            bytes.extend_from_slice(&next);
+        } else if random.chance(4) {
+            // call the next instruction; drop the return address
+            bytes.extend_from_slice(&[0xe8, 0, 0, 0, 0, 0x59]);
+        } else if let Some(next) = instruction(random, codes) {
+            bytes.extend_from_slice(&next);
+        } else {
+            continue;
+        }
+        left -= 1;
+    }
+    bytes.push(0xf4);
+    bytes
+}
+
+/// A short loop around a program: `mov r11d, n … dec r11d; jne back`.
+fn looped(random: &mut Random, body: &[u8]) -> Vec<u8> {
+    let body = &body[..body.len() - 1];
+    let mut bytes = vec![0x41, 0xbb, 2 + random.below(5) as u8, 0, 0, 0];
+    bytes.extend_from_slice(body);
+    bytes.extend_from_slice(&[0x41, 0xff, 0xcb]);
+    let back = -(body.len() as i32 + 3 + 6);
+    bytes.extend_from_slice(&[0x0f, 0x85]);
+    bytes.extend_from_slice(&back.to_le_bytes());
+    bytes.push(0xf4);
+    bytes
+}
+
+fn state(random: &mut Random, rip: u64) -> x86::CpuState {
+    let mut state = harness::long_state();
+    for number in 0..16 {
+        state.gprs[number] = random.value();
+    }
+    for pointer in POINTERS {
+        state.gprs[usize::from(pointer)] = DATA + 0x100 + 8 * random.below(64);
+    }
+    state.gprs[4] = STACK - 8 * random.below(4);
+    state.gprs[9] = random.below(8);
+    state.rflags = 2 | random.next() & 0x8d5;
+    state.segments.gs.base = random.below(0x100);
+    state.rip = rip;
+    state
+}
+
+fn run(cpu: &mut Cpu, state: &x86::CpuState) -> VmExit {
+    cpu.restore(state).expect("the state is legal");
+    cpu.run(&NoDevices, None)
+}
+
+fn compare(case: u64, code: &[u8], from: &x86::CpuState, pair: [&Cpu; 2], exits: [VmExit; 2]) {
+    let [wanted, got] = pair.map(Cpu::save);
+    let code_start = from.rip;
+    let show = || {
+        let mut text = String::new();
+        let mut decoder = iced_x86::Decoder::with_ip(64, code, code_start, 0);
+        for i in &mut decoder {
+            let mut line = String::new();
+            iced_x86::IntelFormatter::new().format(&i, &mut line);
+            text += &format!("{:4x} {line}\n", i.ip());
+        }
+        format!("case {case} at {:x} exit {:?} cr2 {:x}\n{text}", wanted.rip, exits, wanted.cr2)
+    };
+    if exits[0] != exits[1] {
+        panic!("exits {}", show());
+    }
+    assert_eq!(wanted.rip, got.rip, "RIP {}", show());
+    assert_eq!(format!("{:x?}", wanted.gprs), format!("{:x?}", got.gprs), "{}", show());
+    assert_eq!(format!("{:x}", wanted.rflags), format!("{:x}", got.rflags), "flags {}", show());
+    assert_eq!(wanted.cr2, got.cr2, "CR2 {}", show());
+}
+
+fn differential(cases: u64, seed: u64) {
+    let codes = codes();
+    let mut random = Random(seed);
+    let ram = [harness::memory(), harness::memory()];
+    let start = harness::long_state();
+    let mut interpreted = harness::cpu_in(ram[0].clone(), &start);
+    let mut translated = harness::cpu_in(ram[1].clone(), &start);
+    translated.enable_translation(4 << 20).expect("the host has memory");
+    let area = (UNMAPPED - DATA) as usize;
+    let mut faults = 0;
+    for case in 0..cases {
+        let mut code = program(&mut random, &codes);
+        if random.chance(40) {
+            code = looped(&mut random, &code);
+        }
+        let rip = CODE + random.below(0x2000);
+        let from = state(&mut random, rip);
+        let mut data = vec![0; area];
+        data.iter_mut().for_each(|byte| *byte = random.next() as u8);
+        for memory in &ram {
+            memory.write(rip, &code).expect("is RAM");
+            memory.write(DATA, &data).expect("is RAM");
+            memory.write(STACK - 0x100, &data[..0x200]).expect("is RAM");
+        }
+        let exits = [run(&mut interpreted, &from), run(&mut translated, &from)];
+        faults += u64::from(exits[0] != VmExit::Halted);
+        compare(case, &code, &from, [&interpreted, &translated], exits);
+        let mut after = [vec![0; area], vec![0; area]];
+        let mut stacks = [vec![0; 0x800], vec![0; 0x800]];
+        for index in 0..2 {
+            ram[index].read(DATA, &mut after[index]).expect("is RAM");
+            ram[index].read(STACK - 0x400, &mut stacks[index]).expect("is RAM");
+        }
+        assert!(after[0] == after[1], "case {case}: data differ");
+        assert!(stacks[0] == stacks[1], "case {case}: stacks differ");
+    }
+    let counts = translated.translator.as_ref().map(|t| t.counts).unwrap_or_default();
+    assert!(counts.blocks > cases / 2, "code was translated: {counts:?}");
+    assert!(faults > cases / 100 && faults < cases * 9 / 10, "faults and ends both happen: {faults} of {cases}");
+}
+
+#[test]
+fn random_programs_end_as_in_the_interpreter() {
+    differential(3000, 0x1234_5678_9abc_def1);
+}

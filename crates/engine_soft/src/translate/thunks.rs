@@ -1,0 +1,186 @@
+//! The way into translated code, the ways out of it, and calls from it to the interpreter.
+//!
+//! ```text
+//! enter(cpu, code) ─▶ code ─▶ leave_… ─▶ returns an [`Exit`] to the caller of enter
+//!                      │ ▲
+//!                      ▼ │ continue
+//!                  call_site / call_note ─▶ Rust function ─▶ or leave
+//! ```
+//! Calls store the guest's registers, run a Rust function on the [`Cpu`](crate::cpu::Cpu), and load the
+//! registers again, because the function may have changed any of them.
+
+use super::asm::{Asm, RAX, S1, S2};
+use super::cache::CodeMemory;
+use super::operand::{HOST_OF, Place};
+use super::runtime;
+use super::shared::{ARGUMENT, OWN, home};
+use std::io;
+
+/// Why translated code was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(super) enum Exit {
+    /// Not left: what calls return to go on.
+    Continue = 0,
+    /// Somebody shall find the code at RIP.
+    Lookup = 1,
+    /// The link `Shared::argument` leads to code that is not translated yet.
+    Link = 2,
+    /// An event waits; RIP is at the link's target.
+    EventAtLink = 3,
+    /// An event waits, or code became stale; the argument is the address in the page.
+    InPage = 4,
+    /// The instruction at the address in the page is to be interpreted.
+    Interpret = 5,
+    /// A handler ended with a fault.
+    Fault = 6,
+    /// A handler ended with an exit.
+    Stop = 7,
+    /// An instruction is complete; everything shall be looked at.
+    Done = 8,
+}
+
+impl Exit {
+    /// From the number that `enter` returned.
+    pub fn of(number: u64) -> Exit {
+        match number {
+            1 => Exit::Lookup,
+            2 => Exit::Link,
+            3 => Exit::EventAtLink,
+            4 => Exit::InPage,
+            5 => Exit::Interpret,
+            6 => Exit::Fault,
+            7 => Exit::Stop,
+            _ => Exit::Done,
+        }
+    }
+}
+
+/// Addresses of the fixed code.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Thunks {
+    pub enter: u64,
+    /// Runs the interpreter on the site whose number is in [`S2`].
+    pub call_site: u64,
+    /// Reports a store to the page whose tracker byte [`S2`] points to; the site's number is in [`S1`].
+    pub call_note: u64,
+    /// Leaves with an exit's number in EAX's place: see [`Thunks::leave`].
+    leave: [u64; 6],
+}
+
+impl Thunks {
+    /// Code that leaves for `exit`; its argument is in [`S2`].
+    pub fn leave(&self, exit: Exit) -> u64 {
+        self.leave[(exit as usize).min(5)]
+    }
+}
+
+/// Host registers that the System V ABI wants back.
+const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
+
+fn store_guest(a: &mut Asm) {
+    for (guest, place) in (0..).zip(HOST_OF) {
+        if let Place::Host(host) = place {
+            a.store_gs(home(guest), host);
+        }
+    }
+}
+
+fn load_guest(a: &mut Asm) {
+    for (guest, place) in (0..).zip(HOST_OF) {
+        if let Place::Host(host) = place {
+            a.load_gs(host, home(guest));
+        }
+    }
+}
+
+fn push(a: &mut Asm, reg: u8) {
+    if reg >= 8 {
+        a.raw(&[0x41]);
+    }
+    a.raw(&[0x50 | reg & 7]);
+}
+
+fn pop(a: &mut Asm, reg: u8) {
+    if reg >= 8 {
+        a.raw(&[0x41]);
+    }
+    a.raw(&[0x58 | reg & 7]);
+}
+
+/// `add rsp, value`.
+fn add_rsp(a: &mut Asm, value: i8) {
+    a.raw(&[0x48, 0x83, 0xc4, value as u8]);
+}
+
+fn enter(a: &mut Asm, fsgsbase: bool) {
+    for reg in CALLEE_SAVED {
+        push(a, reg);
+    }
+    add_rsp(a, -8);
+    if fsgsbase {
+        // wrgsbase rdi
+        a.raw(&[0xf3, 0x48, 0x0f, 0xae, 0xdf]);
+    }
+    a.mov(S1, 6);
+    load_guest(a);
+    a.jmp_reg(S1);
+}
+
+/// Returns to the caller of `enter` with RAX.
+fn unwind(a: &mut Asm) {
+    add_rsp(a, 8);
+    for reg in CALLEE_SAVED.into_iter().rev() {
+        pop(a, reg);
+    }
+    a.raw(&[0xc3]);
+}
+
+/// A call of `function(cpu, S2, S1)`; goes on if it returns zero, else leaves with what it returned.
+fn call(a: &mut Asm, function: u64, unwind: u64) {
+    store_guest(a);
+    a.mov(6, S2);
+    a.mov(2, S1);
+    a.load_gs(7, OWN);
+    add_rsp(a, -8);
+    a.mov_imm64(RAX, function);
+    // call rax
+    a.raw(&[0xff, 0xd0]);
+    add_rsp(a, 8);
+    // test eax, eax
+    a.raw(&[0x85, 0xc0]);
+    let leave = a.label();
+    a.jcc(super::asm::cc::NE, leave);
+    load_guest(a);
+    a.raw(&[0xc3]);
+    a.bind(leave);
+    // The return address into the block is not needed.
+    add_rsp(a, 8);
+    a.jmp_to(unwind);
+}
+
+/// Writes the fixed code to the front of `memory`.
+pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunks> {
+    let mut a = Asm::new(memory.next_address());
+    let mut thunks = Thunks { enter: a.here(), ..Thunks::default() };
+    enter(&mut a, fsgsbase);
+    let unwind_at = a.here();
+    unwind(&mut a);
+    thunks.call_site = a.here();
+    call(&mut a, runtime::run_site as *const () as u64, unwind_at);
+    thunks.call_note = a.here();
+    call(&mut a, runtime::note_store as *const () as u64, unwind_at);
+    for exit in [Exit::Lookup, Exit::Link, Exit::EventAtLink, Exit::InPage, Exit::Interpret] {
+        thunks.leave[exit as usize] = a.here();
+        a.store_gs(ARGUMENT, S2);
+        store_guest(&mut a);
+        a.mov_imm32(RAX, exit as u32);
+        a.jmp_to(unwind_at);
+    }
+    a.finish();
+    if !memory.add(&a.bytes) {
+        return Err(io::Error::from(io::ErrorKind::OutOfMemory));
+    }
+    memory.keep();
+    Ok(thunks)
+}
