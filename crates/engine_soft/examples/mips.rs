@@ -114,7 +114,7 @@ fn processor(code: &[u8]) -> Box<Cpu> {
 fn processor_with(code: &[u8], translate: bool) -> Box<Cpu> {
     let mut cpu = processor(code);
     if translate {
-        cpu.enable_translation(engine_soft::translate::DEFAULT_CACHE_SIZE).expect("the host has memory");
+        cpu.enable_translation(Default::default()).expect("the host has memory");
     }
     cpu
 }

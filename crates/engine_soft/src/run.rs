@@ -92,6 +92,14 @@ impl Cpu {
             || self.step_end - self.instructions <= STEP_MARGIN
     }
 
+    /// Whether `run_some` would do anything but go on with blocks, events left aside.
+    pub(crate) fn must_look_around(&self) -> bool {
+        self.needs_steps()
+            || self.exit.is_some()
+            || self.pending_exception.is_some()
+            || self.mp_state != MpState::Runnable
+    }
+
     /// Runs blocks until an event waits, a tick is due, or an instruction asks to look around.
     fn run_blocks(&mut self) -> Result<(), Stop> {
         let horizon = self.next_tick.min(self.step_end.saturating_sub(STEP_MARGIN));

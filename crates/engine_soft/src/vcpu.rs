@@ -58,6 +58,7 @@ impl Cpu {
     /// Counters so far.
     pub fn counts(&self) -> ExitCounts {
         let (mmu, code) = (self.mmu.counts, self.code.counts);
+        let translation = self.translator.as_ref().map(|translator| translator.counts()).unwrap_or_default();
         let counts = [
             ("tlb_slow_accesses", mmu.slow),
             ("page_walks", mmu.walks),
@@ -72,7 +73,11 @@ impl Cpu {
         ];
         ExitCounts {
             instructions: Some(self.instructions),
-            counts: counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+            counts: counts
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .chain(translation)
+                .collect(),
         }
     }
 }

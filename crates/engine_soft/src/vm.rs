@@ -5,6 +5,7 @@ use crate::cpuid;
 use crate::interp::simd;
 use crate::lapic::{ApicBus, Lapic, LapicPort};
 use crate::system::{SystemSettings, SystemState, event};
+use crate::translate::TranslationSettings;
 use crate::vcpu::SoftVcpu;
 use engine::cpu_model::{CpuModel, CpuidTable};
 use engine::{Engine, EngineError, EngineKind, Kick, MsiMessage, Vcpu, Vm, VmSettings};
@@ -18,18 +19,25 @@ const PHYSICAL_BITS: u32 = 46;
 #[derive(Debug)]
 pub struct SoftEngine {
     has_lapic: bool,
+    translation: Option<TranslationSettings>,
 }
 
 impl SoftEngine {
     /// The engine; it needs nothing of the host until a machine is created.
     pub fn new() -> Self {
-        SoftEngine { has_lapic: true }
+        SoftEngine { has_lapic: true, translation: None }
+    }
+
+    /// The engine with a translator, or without one.
+    #[must_use]
+    pub fn with_translation(self, translation: Option<TranslationSettings>) -> Self {
+        SoftEngine { translation, ..self }
     }
 
     /// An engine for excursions: its processors have no local APIC, because theirs is in another engine. An
     /// instruction that reaches for it ends the run before it.
     pub fn carrier() -> Self {
-        SoftEngine { has_lapic: false }
+        SoftEngine { has_lapic: false, translation: None }
     }
 }
 
@@ -55,6 +63,7 @@ impl Engine for SoftEngine {
             model,
             settings,
             has_lapic: self.has_lapic,
+            translation: self.translation,
         }))
     }
 }
@@ -65,6 +74,7 @@ struct SoftVm {
     model: CpuModel,
     bus: Arc<ApicBus>,
     has_lapic: bool,
+    translation: Option<TranslationSettings>,
 }
 
 /// Wakes a processor.
@@ -94,6 +104,12 @@ impl Vm for SoftVm {
         let memory = Arc::clone(&self.settings.memory);
         let mut cpu = Cpu::new(memory, system, Arc::clone(&port.events), PHYSICAL_BITS);
         cpu.restore(&x86::CpuState::reset(index == 0))?;
+        if let Some(translation) = self.translation {
+            cpu.enable_translation(translation).map_err(|error| EngineError::Unavailable {
+                engine: EngineKind::Software,
+                reason: format!("No memory for translated code: {error}"),
+            })?;
+        }
         Ok(Box::new(SoftVcpu::new(cpu, Arc::new(PortKick(port)))))
     }
 

@@ -4,9 +4,10 @@ use engine::{Engine, EngineError, EngineKind};
 use engine_kvm::KvmEngine;
 use engine_kvm::probe::{KvmReport, Usable, probe};
 use engine_soft::SoftEngine;
+use engine_soft::translate::TranslationSettings;
 use serde::Serialize;
 use std::sync::Arc;
-use vm_config::EngineChoice;
+use vm_config::{EngineChoice, SoftwareTier, VmConfig};
 
 /// What a machine is run with.
 pub struct Chosen {
@@ -41,9 +42,12 @@ pub fn examine() -> Report {
     Report { chosen, reason, kvm }
 }
 
+/// Times that code is interpreted before it is translated.
+const WARM_UP: u32 = 2;
+
 /// Makes the engine that is asked for.
-pub fn choose(choice: EngineChoice) -> Result<Chosen, EngineError> {
-    let (kind, reason) = match choice {
+pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
+    let (kind, reason) = match config.engine {
         EngineChoice::Kvm => (EngineKind::Kvm, "asked for".to_owned()),
         EngineChoice::Software => (EngineKind::Software, "asked for".to_owned()),
         EngineChoice::Auto => {
@@ -52,11 +56,23 @@ pub fn choose(choice: EngineChoice) -> Result<Chosen, EngineError> {
         }
     };
     Ok(match kind {
-        EngineKind::Software => Chosen { engine: Arc::new(SoftEngine::new()), carrier: None, reason },
+        EngineKind::Software => {
+            let engine = Arc::new(SoftEngine::new().with_translation(translation(config)));
+            Chosen { engine, carrier: None, reason }
+        }
         EngineKind::Kvm => Chosen {
             engine: Arc::new(KvmEngine::open()?),
             carrier: Some(Arc::new(SoftEngine::carrier())),
             reason,
         },
     })
+}
+
+fn translation(config: &VmConfig) -> Option<TranslationSettings> {
+    let cache_size = usize::try_from(config.translation_cache_size.0).unwrap_or(usize::MAX);
+    match config.software_tier {
+        SoftwareTier::Interpreter => None,
+        SoftwareTier::Translate => Some(TranslationSettings { cache_size, warm_up: 0 }),
+        SoftwareTier::Auto => Some(TranslationSettings { cache_size, warm_up: WARM_UP }),
+    }
 }

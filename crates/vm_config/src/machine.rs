@@ -58,6 +58,41 @@ impl fmt::Display for EngineChoice {
     }
 }
 
+/// How the software CPU runs code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SoftwareTier {
+    /// Instruction by instruction.
+    #[default]
+    Interpreter,
+    /// 64-bit code is translated when it is first met.
+    Translate,
+    /// 64-bit code is interpreted while it is cold and translated when it is warm.
+    Auto,
+}
+
+impl FromStr for SoftwareTier {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "interpreter" => Ok(SoftwareTier::Interpreter),
+            "translate" => Ok(SoftwareTier::Translate),
+            "auto" => Ok(SoftwareTier::Auto),
+            _ => Err(ConfigError::value(
+                "Software tier",
+                text,
+                "one of auto, interpreter, translate is needed",
+            )),
+        }
+    }
+}
+
+/// Least size of the translation cache of a processor.
+pub const MIN_TRANSLATION_CACHE: ByteSize = ByteSize(1 << 20);
+/// Greatest size of the translation cache of a processor: what a jump can reach.
+pub const MAX_TRANSLATION_CACHE: ByteSize = ByteSize(1 << 30);
+
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -78,6 +113,10 @@ pub struct VmConfig {
     pub cpu: String,
     /// What runs the processors.
     pub engine: EngineChoice,
+    /// How the software CPU runs code.
+    pub software_tier: SoftwareTier,
+    /// Memory for translated code, for each processor: [`MIN_TRANSLATION_CACHE`] to [`MAX_TRANSLATION_CACHE`].
+    pub translation_cache_size: ByteSize,
     /// Disks, in the order the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// First serial port.
@@ -99,6 +138,8 @@ impl Default for VmConfig {
             cpus: 1,
             cpu: "max".to_owned(),
             engine: EngineChoice::Auto,
+            software_tier: SoftwareTier::default(),
+            translation_cache_size: ByteSize(32 << 20),
             disks: Vec::new(),
             serial: SerialConfig::Stdio,
             debug_exit: None,
@@ -119,6 +160,11 @@ impl VmConfig {
             return Err(ConfigError::Missing { option: "kernel", reason: "name one with --kernel FILE" });
         }
         self.validate_sizes()?;
+        if !(MIN_TRANSLATION_CACHE..=MAX_TRANSLATION_CACHE).contains(&self.translation_cache_size) {
+            let found = self.translation_cache_size.to_string();
+            let reason = format!("{MIN_TRANSLATION_CACHE} to {MAX_TRANSLATION_CACHE} are possible");
+            return Err(ConfigError::value("Translation cache size", found, reason));
+        }
         self.disks.iter().try_for_each(DiskConfig::validate)?;
         if self.disks.len() > MAX_DISKS {
             let found = self.disks.len().to_string();

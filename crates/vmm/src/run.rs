@@ -37,7 +37,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     fatal::install()?;
     let signals = Signals::block()?;
     let disks = disks::open(config)?;
-    let Chosen { engine, carrier, reason } = choose(config.engine)?;
+    let Chosen { engine, carrier, reason } = choose(config)?;
     tracing::info!(engine = %engine.kind(), reason, "engine chosen");
     let queue = Arc::new(OutputQueue::default());
     let settings = MachineSettings {

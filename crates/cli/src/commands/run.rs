@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
-use vm_config::{ByteSize, DEFAULT_DEBUG_EXIT_PORT, DiskConfig, EngineChoice, SerialConfig, VmConfig};
+use vm_config::{ByteSize, DEFAULT_DEBUG_EXIT_PORT, DiskConfig, EngineChoice, SerialConfig, SoftwareTier, VmConfig};
 use vmm::{Outcome, RunOptions, VmmError};
 
 const AFTER_HELP: &str = "\
@@ -68,6 +68,12 @@ pub struct RunArgs {
     /// auto, kvm or software; `vireo doctor` says what auto takes [default: auto]
     #[arg(long)]
     engine: Option<EngineChoice>,
+    /// How the software CPU runs code: auto, interpreter or translate [default: interpreter]
+    #[arg(long, value_name = "TIER")]
+    software_tier: Option<SoftwareTier>,
+    /// Memory for translated code, for each processor, 1M to 1G [default: 32M]
+    #[arg(long, value_name = "SIZE")]
+    translation_cache_size: Option<ByteSize>,
     /// Disk: `PATH[,format=raw][,readonly=on][,serial=TEXT][,queues=N][,packed=on]`; may be repeated
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskConfig>,
@@ -112,6 +118,8 @@ impl RunArgs {
         set(&mut config.cpus, &self.cpus);
         set(&mut config.cpu, &self.cpu);
         set(&mut config.engine, &self.engine);
+        set(&mut config.software_tier, &self.software_tier);
+        set(&mut config.translation_cache_size, &self.translation_cache_size);
         set(&mut config.serial, &self.serial);
         config.kernel = self.kernel.clone().or(config.kernel);
         config.initrd = self.initrd.clone().or(config.initrd);

@@ -27,6 +27,8 @@ pub(super) enum Alu {
 /// Conditions by encoding.
 pub(super) mod cc {
     pub const AE: u8 = 3;
+    pub const B: u8 = 2;
+    pub const E: u8 = 4;
     pub const NE: u8 = 5;
     pub const A: u8 = 7;
 }

@@ -34,6 +34,8 @@ pub(super) enum Cold {
     Slow { from: Label, site: usize, back: Label, flags: FlagHome },
     /// Reports a store; the tracker pointer is in the register.
     Note { from: Label, site: usize, back: Label, flags: FlagHome, tracker: u8 },
+    /// Loads the vector registers.
+    Vector { from: Label, back: Label, site: usize, level: u8 },
     /// A direct jump back in the page.
     Back { from: Label, target: u16, flags: FlagHome },
     /// The way out of a link whose displacement is at `at`.
@@ -71,6 +73,8 @@ pub(super) struct Builder<'a> {
     pub flags: FlagHome,
     pub cold: Vec<Cold>,
     pub info: InstructionInfoFactory,
+    /// Level that the guest's vector registers were found at.
+    pub vector: u8,
     /// Address of the current instruction in the page, and of the next.
     pub offset: u16,
     pub next: i64,
@@ -95,6 +99,7 @@ impl<'a> Builder<'a> {
             flags: FlagHome::Saved,
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
+            vector: 0,
             offset: 0,
             next: 0,
             slow: None,
@@ -172,7 +177,8 @@ impl<'a> Builder<'a> {
     fn wish(&self, instructions: &[Instruction]) -> FlagHome {
         for i in instructions {
             let plain = i.flow_control() == FlowControl::Next;
-            if plain && !super::copy::is_known(self.context.system, i) {
+            let vector = super::vector::is_known_form(i);
+            if plain && (vector || !super::copy::is_known(self.context.system, i)) {
                 return FlagHome::Saved;
             }
             let memory = (0..i.op_count()).any(|at| i.op_kind(at) == iced_x86::OpKind::Memory);
@@ -300,6 +306,13 @@ impl<'a> Builder<'a> {
                     self.asm.mov_imm32(S1, site as u32);
                     self.asm.call_to(self.context.thunks.call_note);
                     self.back_to(back, flags);
+                }
+                Cold::Vector { from, back, site, level } => {
+                    self.asm.bind(from);
+                    self.asm.mov_imm32(S2, site as u32);
+                    self.asm.mov_imm32(S1, u32::from(level));
+                    self.asm.call_to(self.context.thunks.call_vector);
+                    self.asm.jmp(back);
                 }
                 Cold::Back { from, target, flags } => {
                     self.asm.bind(from);

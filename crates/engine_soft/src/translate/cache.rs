@@ -93,6 +93,11 @@ impl CodeMemory {
         unsafe { self.writable.add(offset).cast::<u32>().write_unaligned(displacement) };
     }
 
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
     /// Whether the next block might not fit.
     pub fn is_almost_full(&self) -> bool {
         self.used + (128 << 10) > self.capacity

@@ -4,6 +4,7 @@ use super::asm::{S1, S2};
 use super::block::{After, Builder, Unknown, is_offered};
 use super::flags::{FlagUse, flag_use};
 use super::memory::{GuestAddress, HostOperand, Want};
+use super::vector;
 use super::operand::{self, Homed};
 use super::shared::home;
 use crate::system::SystemState;
@@ -21,7 +22,8 @@ fn is_integer(mnemonic: Mnemonic) -> bool {
             | M::Cwd | M::Cdq | M::Cqo | M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b
             | M::Lahf | M::Sahf | M::Clc | M::Stc | M::Cmc | M::Movbe | M::Crc32 | M::Popcnt | M::Lzcnt
             | M::Tzcnt | M::Andn | M::Bextr | M::Blsi | M::Blsr | M::Blsmsk | M::Bzhi | M::Mulx | M::Pdep
-            | M::Pext | M::Rorx | M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox
+            | M::Pext | M::Rorx | M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox | M::Movnti | M::Lfence | M::Mfence
+            | M::Sfence
     ) || is_conditional(mnemonic)
 }
 
@@ -48,6 +50,14 @@ fn is_nothing(i: &Instruction) -> bool {
 /// Whether the translator copies an instruction.
 pub(super) fn is_known(system: &SystemState, i: &Instruction) -> bool {
     is_nothing(i) || is_integer(i.mnemonic()) && is_offered(system, i) && operands_known(i)
+}
+
+/// As [`is_known`], whatever the model; for counting.
+pub(super) fn is_known_form(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    is_integer(i.mnemonic()) && operands_known(i)
+        || vector::is_known_form(i)
+        || matches!(i.mnemonic(), M::Push | M::Pop | M::Call | M::Ret | M::Leave | M::Jmp | M::Div | M::Idiv)
 }
 
 fn operands_known(i: &Instruction) -> bool {
@@ -102,7 +112,8 @@ impl Builder<'_> {
         if matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) {
             return self.divide(i);
         }
-        if !is_known(self.context.system, i) {
+        let vectors = vector::is_known(self.context.system, i);
+        if !vectors && !is_known(self.context.system, i) {
             return Err(Unknown);
         }
         let memory = (0..i.op_count()).find(|&at| i.op_kind(at) == OpKind::Memory);
@@ -119,6 +130,9 @@ impl Builder<'_> {
         let used = flag_use(i);
         match memory {
             None => {
+                if vectors {
+                    self.want_vector(vector::level(i));
+                }
                 operand::rename(&mut copied, &homed, &[S1, S2]);
                 self.before_flags(used);
                 self.with_homed(&copied, &homed, &[S1, S2]);
@@ -130,11 +144,11 @@ impl Builder<'_> {
                 }
                 let address = GuestAddress::of(i)?;
                 let size = i.memory_size().size() as u32;
-                let want = match (operand::writes(access[at as usize]), is_locked(i)) {
-                    (false, _) => Want::Load,
-                    (true, false) => Want::Store,
-                    (true, true) => Want::Locked,
-                };
+                let aligned = is_locked(i) || vectors && vector::wants_alignment(i);
+                let want = Want { store: operand::writes(access[at as usize]), aligned };
+                if vectors {
+                    self.want_vector(vector::level(i));
+                }
                 let mut operand = self.check(&address, size, want);
                 self.copy_with_memory(copied, &homed, &mut operand, used);
             }

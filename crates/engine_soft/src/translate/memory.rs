@@ -50,11 +50,16 @@ pub(super) enum Policy {
 
 /// What an access wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Want {
-    Load,
-    Store,
-    /// A store that must be atomic: unaligned ones are the interpreter's.
-    Locked,
+pub(super) struct Want {
+    /// To write, perhaps after a read.
+    pub store: bool,
+    /// An unaligned access is the interpreter's: it would fault, or not be atomic.
+    pub aligned: bool,
+}
+
+impl Want {
+    pub const LOAD: Want = Want { store: false, aligned: false };
+    pub const STORE: Want = Want { store: true, aligned: false };
 }
 
 /// A guest address: where it comes from, before any check.
@@ -212,7 +217,7 @@ impl Builder<'_> {
         self.save_flags();
         self.linear(at);
         let slow = self.slow_path();
-        let store = want != Want::Load;
+        let store = want.store;
         let page = if store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) } as i32;
         let (addend, tracker) = (offset_of!(TlbEntry, addend) as i32, offset_of!(TlbEntry, flags) as i32);
         let a = &mut self.asm;
@@ -223,7 +228,7 @@ impl Builder<'_> {
         a.alu_rm(Alu::Xor, S1, S2, page);
         a.cmp_imm(S1, OFFSET as i32 + 1 - size as i32);
         a.jcc(cc::A, slow);
-        if want == Want::Locked && size > 1 {
+        if want.aligned && size > 1 {
             a.test_imm32(S1, size - 1);
             a.jcc(cc::NE, slow);
         }

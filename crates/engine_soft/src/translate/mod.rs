@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`block`] | translation of one block: decoding, slow ways |
-//! | [`copy`], [`transfer`] | instructions that are copied; branches, calls, stack |
+//! | [`copy`], [`vector`], [`transfer`] | instructions that are copied; branches, calls, stack |
 //! | [`memory`] | the check of each memory operand |
 //! | [`operand`], [`flags`] | where guest registers and flags live |
 //! | [`unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
@@ -40,6 +40,7 @@ mod jumps;
 mod memory;
 mod operand;
 mod runtime;
+mod stats;
 pub(crate) mod shared;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ mod thunks;
 pub(crate) mod timer;
 mod transfer;
 mod unit;
+mod vector;
 
 use crate::cpu::{Cpu, Fault, Stop};
 use crate::decode::{self, Decoded};
@@ -63,10 +65,23 @@ use thunks::{Exit, Thunks};
 use timer::Deadline;
 use unit::{Entries, Link, Next, PAGE, Site, Unit};
 
-/// Default size of the code memory of one processor, in bytes.
-pub const DEFAULT_CACHE_SIZE: usize = 32 << 20;
 /// Sites and links after which everything is translated anew.
 const MOST_SITES: usize = 1 << 21;
+
+/// What a translator is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct TranslationSettings {
+    /// Bytes of code memory.
+    pub cache_size: usize,
+    /// Times that code is interpreted before it is translated.
+    pub warm_up: u32,
+}
+
+impl Default for TranslationSettings {
+    fn default() -> Self {
+        TranslationSettings { cache_size: 32 << 20, warm_up: 0 }
+    }
+}
 
 /// Counters of the translator.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,6 +112,9 @@ pub struct Translator {
     sites: Vec<Site>,
     links: Vec<Link>,
     deadline: Deadline,
+    warm_up: u32,
+    /// Times that untranslated code was entered, by physical address.
+    visits: HashMap<u64, u32>,
     /// Whether WRGSBASE may be used.
     fsgsbase: bool,
     /// Counters.
@@ -111,9 +129,9 @@ fn has_fsgsbase() -> bool {
 }
 
 impl Translator {
-    /// A translator with `size` bytes of code memory.
-    pub fn new(size: usize, events: Arc<AtomicU32>) -> io::Result<Self> {
-        let mut memory = CodeMemory::new(size.max(1 << 20))?;
+    /// A translator for the processor whose event word is `events`.
+    pub fn new(settings: TranslationSettings, events: Arc<AtomicU32>) -> io::Result<Self> {
+        let mut memory = CodeMemory::new(settings.cache_size.clamp(1 << 20, 1 << 30))?;
         let fsgsbase = has_fsgsbase();
         let thunks = thunks::build(&mut memory, fsgsbase)?;
         Ok(Translator {
@@ -125,6 +143,8 @@ impl Translator {
             sites: Vec::new(),
             links: Vec::new(),
             deadline: Deadline::new(events),
+            warm_up: settings.warm_up,
+            visits: HashMap::new(),
             fsgsbase,
             counts: TranslationCounts::default(),
         })
@@ -144,6 +164,7 @@ impl Translator {
         self.pages.clear();
         self.sites.clear();
         self.links.clear();
+        self.visits.clear();
     }
 
     /// The instruction of a site and its address in the page.
@@ -192,6 +213,16 @@ impl Translator {
         Some(built.entries)
     }
 
+    /// Whether code is to be interpreted once more, which is noted.
+    fn is_cold(&mut self, unit: u32, offset: u16, physical: u64) -> bool {
+        if self.warm_up == 0 || self.units.get(unit as usize).is_some_and(|unit| unit.blocks.contains_key(&offset)) {
+            return false;
+        }
+        let visits = self.visits.entry(physical).or_default();
+        *visits += 1;
+        *visits <= self.warm_up
+    }
+
     fn is_full(&self) -> bool {
         self.memory.is_almost_full() || self.sites.len() > MOST_SITES || self.links.len() > MOST_SITES
     }
@@ -201,14 +232,14 @@ impl Translator {
 enum Step {
     /// Run the code.
     Enter(u64),
-    /// Interpret one instruction.
+    /// Interpret a block.
     Interpret,
 }
 
 impl Cpu {
     /// Gives the processor a translator.
-    pub fn enable_translation(&mut self, cache_size: usize) -> io::Result<()> {
-        self.translator = Some(Box::new(Translator::new(cache_size, Arc::clone(&self.events))?));
+    pub fn enable_translation(&mut self, settings: TranslationSettings) -> io::Result<()> {
+        self.translator = Some(Box::new(Translator::new(settings, Arc::clone(&self.events))?));
         Ok(())
     }
 
@@ -236,7 +267,7 @@ impl Cpu {
             let exit = match step {
                 Step::Enter(host) => self.enter(host),
                 Step::Interpret => {
-                    self.interpret_one()?;
+                    self.interpret_block()?;
                     continue;
                 }
             };
@@ -247,7 +278,7 @@ impl Cpu {
                 Exit::InPage => self.set_rip(self.shared.rip_page.wrapping_add(self.shared.argument)),
                 Exit::Interpret => {
                     self.set_rip(self.shared.rip_page.wrapping_add(self.shared.argument));
-                    self.interpret_one()?;
+                    self.interpret_block()?;
                 }
                 Exit::Fault => return self.deliver_stashed(),
                 Exit::Stop => return Err(Stop::Exit),
@@ -260,14 +291,14 @@ impl Cpu {
         Ok(())
     }
 
-    fn interpret_one(&mut self) -> Result<(), Stop> {
+    fn interpret_block(&mut self) -> Result<(), Stop> {
         if let Some(translator) = &mut self.translator {
             translator.counts.single += 1;
         }
         let Ok(block) = self.find_block() else { return self.deliver_stashed() };
         // SAFETY: valid until the next lookup.
         let block = unsafe { &*block };
-        self.block_end = 0;
+        self.block_end = block.insns.as_ptr_range().end as usize;
         match self.run_block(block.insns.as_ptr()) {
             Ok(()) | Err(Stop::Jump) => Ok(()),
             Err(stop) => {
@@ -283,6 +314,7 @@ impl Cpu {
         let Some(translator) = &mut self.translator else { return Exit::Done };
         translator.counts.entries += 1;
         self.shared.jumps = translator.jumps.as_ptr();
+        self.shared.vector = 0;
         let (enter, fsgsbase) = (translator.thunks.enter, translator.fsgsbase);
         self.shared.set_arithmetic(self.flags.bits());
         let own: *mut Cpu = self;
@@ -361,6 +393,10 @@ impl Cpu {
                 unit
             }
         };
-        translator.block(&self.system, unit, (physical & 0xfff) as u16).map(|entries| entries.outer)
+        let offset = (physical & 0xfff) as u16;
+        if translator.is_cold(unit, offset, physical) {
+            return None;
+        }
+        translator.block(&self.system, unit, offset).map(|entries| entries.outer)
     }
 }

@@ -3,24 +3,73 @@
 
 use super::thunks::Exit;
 use super::unit::Next;
+use super::shared::vector;
 use crate::cpu::{Cpu, Stop};
 use std::sync::atomic::AtomicU8;
+use x86::{Cr0, Cr4};
 
 /// Runs the interpreter on the instruction of a site.
 pub(super) extern "sysv64" fn run_site(cpu: *mut Cpu, site: u64, _: u64) -> u64 {
     // SAFETY: `Shared::own`, which `Cpu::run_translated` has set to the processor that it borrows.
     let cpu = unsafe { &mut *cpu };
-    cpu.interpret_site(site as usize) as u64
+    let exit = cpu.interpret_site(site as usize);
+    cpu.keep_vector(exit) as u64
 }
 
 /// After a store to a page that somebody watches.
 pub(super) extern "sysv64" fn note_store(cpu: *mut Cpu, flags: *const AtomicU8, site: u64) -> u64 {
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
-    cpu.note_site_store(flags, site as usize) as u64
+    let exit = cpu.note_site_store(flags, site as usize);
+    cpu.keep_vector(exit) as u64
+}
+
+/// Before the first vector instruction of a block.
+pub(super) extern "sysv64" fn want_vector(cpu: *mut Cpu, site: u64, level: u64) -> u64 {
+    // SAFETY: as above.
+    let cpu = unsafe { &mut *cpu };
+    cpu.vector_or_interpret(site as usize, level) as u64
 }
 
 impl Cpu {
+    /// How far the guest may use vector registers as the host does: not at all while an exception is
+    /// unmasked, because that would be the host's.
+    fn vector_level(&self) -> u64 {
+        const MASKS: u32 = 0x1f80;
+        let blocked = self.cr0.intersects(Cr0::EM | Cr0::TS) || !self.cr4.contains(Cr4::OSFXSR);
+        if blocked || self.vector.mxcsr & MASKS != MASKS {
+            return 0;
+        }
+        let avx = self.cr4.contains(Cr4::OSXSAVE) && self.xcr0 & 6 == 6;
+        u64::from(if avx { vector::AVX } else { vector::SSE })
+    }
+
+    fn vector_or_interpret(&mut self, site: usize, level: u64) -> Exit {
+        let allowed = self.vector_level();
+        if allowed >= level {
+            self.shared.vector = allowed;
+            return Exit::Continue;
+        }
+        self.shared.vector = 0;
+        match self.interpret_site(site) {
+            Exit::Continue => Exit::Done,
+            exit => exit,
+        }
+    }
+
+    /// After a call: whether code that relied on vector registers can go on.
+    fn keep_vector(&mut self, exit: Exit) -> Exit {
+        if self.shared.vector == 0 {
+            return exit;
+        }
+        let allowed = self.vector_level();
+        if exit == Exit::Continue && allowed >= self.shared.vector {
+            return exit;
+        }
+        self.shared.vector = 0;
+        if exit == Exit::Continue { Exit::Done } else { exit }
+    }
+
     fn interpret_site(&mut self, number: usize) -> Exit {
         let Some(mut translator) = self.translator.take() else { return Exit::Done };
         let found = translator.site_insn(&self.system, number);
@@ -28,6 +77,7 @@ impl Cpu {
         let Some((offset, insn)) = found else { return Exit::Done };
         self.set_rip(self.shared.rip_page.wrapping_add(offset));
         self.flags.set_bits(self.shared.arithmetic());
+        let key = self.mmu.fetch_key;
         // Anything but zero: a store to code, or a device, sets it to zero.
         self.block_end = 1;
         let result = (insn.handler)(self, &insn);
@@ -35,7 +85,8 @@ impl Cpu {
         let exit = match result {
             Ok(()) | Err(Stop::Done) => {
                 self.set_rip(self.rip().wrapping_add(u64::from(insn.len)));
-                if result.is_ok() && self.block_end != 0 { Exit::Continue } else { Exit::Done }
+                let calm = self.block_end != 0 && (result.is_ok() || self.can_go_on(key));
+                if calm { Exit::Continue } else { Exit::Done }
             }
             Err(Stop::Jump) => Exit::Lookup,
             Err(Stop::Again) => Exit::Done,
@@ -44,6 +95,11 @@ impl Cpu {
         };
         self.shared.set_arithmetic(self.flags.bits());
         exit
+    }
+
+    /// After an instruction that may have changed anything: whether it has not.
+    fn can_go_on(&self, key: u64) -> bool {
+        self.mmu.fetch_key == key && !self.event_waiting() && !self.must_look_around()
     }
 
     fn note_site_store(&mut self, flags: *const AtomicU8, site: usize) -> Exit {
@@ -55,9 +111,6 @@ impl Cpu {
                 stale = region.tracker().note_write(page);
             }
         }
-        if !stale {
-            return Exit::Continue;
-        }
         let next = self.translator.as_ref().map_or(Next::InPage(0), |translator| translator.site_next(site));
         let spare = self.shared.spare;
         let rip = match next {
@@ -65,6 +118,6 @@ impl Cpu {
             Next::Spare => spare,
         };
         self.set_rip(rip);
-        Exit::Lookup
+        if stale { Exit::Lookup } else { Exit::Continue }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::jumps::JumpEntry;
 use crate::cpu::Cpu;
+use crate::interp::simd::VectorState;
 use crate::mmu::Mmu;
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
@@ -25,8 +26,19 @@ pub(crate) struct Shared {
     pub spare: u64,
     /// As `spare`, for RAX.
     pub spare_rax: u64,
-    /// RSP of the host in translated code.
-    pub host_rsp: u64,
+    /// What the vector registers of the host are: nothing of the guest's (0), the guest's (more); then it tells
+    /// which instructions may use them: [`vector`].
+    pub vector: u64,
+    /// The host's MXCSR.
+    pub host_mxcsr: u32,
+}
+
+/// Levels of `Shared::vector`.
+pub(super) mod vector {
+    /// SSE instructions may run.
+    pub const SSE: u8 = 1;
+    /// AVX instructions, too.
+    pub const AVX: u8 = 2;
 }
 
 impl Default for Shared {
@@ -40,7 +52,8 @@ impl Default for Shared {
             argument: 0,
             spare: 0,
             spare_rax: 0,
-            host_rsp: 0,
+            vector: 0,
+            host_mxcsr: 0x1f80,
         }
     }
 }
@@ -67,6 +80,10 @@ pub(super) const EVENTS: usize = SHARED + offset_of!(Shared, events);
 pub(super) const ARGUMENT: usize = SHARED + offset_of!(Shared, argument);
 pub(super) const SPARE: usize = SHARED + offset_of!(Shared, spare);
 pub(super) const SPARE_RAX: usize = SHARED + offset_of!(Shared, spare_rax);
+pub(super) const VECTOR: usize = SHARED + offset_of!(Shared, vector);
+pub(super) const HOST_MXCSR: usize = SHARED + offset_of!(Shared, host_mxcsr);
+pub(super) const YMM: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, ymm);
+pub(super) const MXCSR: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, mxcsr);
 pub(super) const EVENT_MASK: usize = offset_of!(Cpu, event_mask);
 pub(super) const TLB: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, array);
 pub(super) const FETCH_KEY: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, fetch_key);

@@ -13,7 +13,7 @@ use super::asm::{Asm, RAX, S1, S2};
 use super::cache::CodeMemory;
 use super::operand::{HOST_OF, Place};
 use super::runtime;
-use super::shared::{ARGUMENT, OWN, home};
+use super::shared::{ARGUMENT, HOST_MXCSR, MXCSR, OWN, VECTOR, YMM, home};
 use std::io;
 
 /// Why translated code was left.
@@ -64,6 +64,8 @@ pub(super) struct Thunks {
     pub call_site: u64,
     /// Reports a store to the page whose tracker byte [`S2`] points to; the site's number is in [`S1`].
     pub call_note: u64,
+    /// Makes the vector registers the guest's, or interprets the site in [`S2`]; the level is in [`S1`].
+    pub call_vector: u64,
     /// Leaves with an exit's number in EAX's place: see [`Thunks::leave`].
     leave: [u64; 6],
 }
@@ -136,13 +138,67 @@ fn unwind(a: &mut Asm) {
     a.raw(&[0xc3]);
 }
 
-/// A call of `function(cpu, S2, S1)`; goes on if it returns zero, else leaves with what it returned.
-fn call(a: &mut Asm, function: u64, unwind: u64) {
+/// `ldmxcsr` (2) or `stmxcsr` (3) of `gs:[offset]`.
+fn mxcsr(a: &mut Asm, extension: u8, offset: usize) {
+    a.raw(&[0x65, 0x0f, 0xae, extension << 3 | 4, 0x25]);
+    a.raw(&(offset as u32).to_le_bytes());
+}
+
+/// Moves all vector registers to (`0x11`) or from (`0x10`) the processor's.
+fn move_vectors(a: &mut Asm, opcode: u8, avx: bool) {
+    for register in 0..16_u8 {
+        let offset = (YMM + 32 * usize::from(register)) as u32;
+        let modrm = (register & 7) << 3 | 4;
+        if avx {
+            // vmovups ymm, gs:[offset]
+            let vex = if register >= 8 { 0x7c } else { 0xfc };
+            a.raw(&[0x65, 0xc5, vex, opcode, modrm, 0x25]);
+        } else if register >= 8 {
+            a.raw(&[0x65, 0x44, 0x0f, opcode, modrm, 0x25]);
+        } else {
+            a.raw(&[0x65, 0x0f, opcode, modrm, 0x25]);
+        }
+        a.raw(&offset.to_le_bytes());
+    }
+}
+
+/// A function that stores the guest's vector registers and gives the host its own control word.
+fn save_vectors(a: &mut Asm, avx: bool) {
+    move_vectors(a, 0x11, avx);
+    mxcsr(a, 3, MXCSR);
+    mxcsr(a, 2, HOST_MXCSR);
+    if avx {
+        // vzeroupper
+        a.raw(&[0xc5, 0xf8, 0x77]);
+    }
+    a.raw(&[0xc3]);
+}
+
+/// A function that loads the guest's vector registers and control word.
+fn load_vectors(a: &mut Asm, avx: bool) {
+    move_vectors(a, 0x10, avx);
+    mxcsr(a, 2, MXCSR);
+    a.raw(&[0xc3]);
+}
+
+/// Calls `function` if the guest's vector registers are, or shall be, in the host's.
+fn call_if_vector(a: &mut Asm, function: u64) {
+    a.cmp_gs8(VECTOR, 0);
+    let without = a.label();
+    a.jcc(super::asm::cc::E, without);
+    a.call_to(function);
+    a.bind(without);
+}
+
+/// A call of `function(cpu, S2, S1)`; goes on if it returns zero, else leaves with what it returned. Vector
+/// registers of the guest are stored before, and loaded again if `Shared::vector` says so afterwards.
+fn call(a: &mut Asm, function: u64, unwind: u64, vectors: [u64; 2]) {
     store_guest(a);
+    add_rsp(a, -8);
+    call_if_vector(a, vectors[0]);
     a.mov(6, S2);
     a.mov(2, S1);
     a.load_gs(7, OWN);
-    add_rsp(a, -8);
     a.mov_imm64(RAX, function);
     // call rax
     a.raw(&[0xff, 0xd0]);
@@ -151,6 +207,7 @@ fn call(a: &mut Asm, function: u64, unwind: u64) {
     a.raw(&[0x85, 0xc0]);
     let leave = a.label();
     a.jcc(super::asm::cc::NE, leave);
+    call_if_vector(a, vectors[1]);
     load_guest(a);
     a.raw(&[0xc3]);
     a.bind(leave);
@@ -166,14 +223,23 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
     enter(&mut a, fsgsbase);
     let unwind_at = a.here();
     unwind(&mut a);
+    let avx = is_x86_feature_detected!("avx");
+    let save_at = a.here();
+    save_vectors(&mut a, avx);
+    let load_at = a.here();
+    load_vectors(&mut a, avx);
+    let vectors = [save_at, load_at];
     thunks.call_site = a.here();
-    call(&mut a, runtime::run_site as *const () as u64, unwind_at);
+    call(&mut a, runtime::run_site as *const () as u64, unwind_at, vectors);
     thunks.call_note = a.here();
-    call(&mut a, runtime::note_store as *const () as u64, unwind_at);
+    call(&mut a, runtime::note_store as *const () as u64, unwind_at, vectors);
+    thunks.call_vector = a.here();
+    call(&mut a, runtime::want_vector as *const () as u64, unwind_at, vectors);
     for exit in [Exit::Lookup, Exit::Link, Exit::EventAtLink, Exit::InPage, Exit::Interpret] {
         thunks.leave[exit as usize] = a.here();
         a.store_gs(ARGUMENT, S2);
         store_guest(&mut a);
+        call_if_vector(&mut a, save_at);
         a.mov_imm32(RAX, exit as u32);
         a.jmp_to(unwind_at);
     }

@@ -196,7 +196,7 @@ impl Builder<'_> {
     }
 
     fn ret(&mut self, bytes: i32) -> Result<After, Unknown> {
-        let operand = self.check(&GuestAddress::based(RSP, 0), 8, Want::Load);
+        let operand = self.check(&GuestAddress::based(RSP, 0), 8, Want::LOAD);
         self.asm.operand(0x8b, S1, operand.base, operand.index, operand.disp);
         self.asm.lea(super::asm::GUEST_RSP, super::asm::GUEST_RSP, bytes);
         let undo = Undo { site: self.site(), stack: -bytes };
@@ -206,7 +206,7 @@ impl Builder<'_> {
 
     /// Pushes the address of the next instruction.
     fn push_return(&mut self, next: Next) {
-        let mut operand = self.check(&GuestAddress::based(RSP, -8), 8, Want::Store);
+        let mut operand = self.check(&GuestAddress::based(RSP, -8), 8, Want::STORE);
         let scratch = self.free_scratch(&mut operand);
         self.asm.load_gs(scratch, RIP_PAGE);
         self.asm.lea(scratch, scratch, self.next as i32);
@@ -239,7 +239,7 @@ impl Builder<'_> {
     fn indirect_target(&mut self, i: &Instruction) -> Result<(), Unknown> {
         if i.op0_kind() == OpKind::Memory {
             let address = GuestAddress::of(i)?;
-            let operand = self.check(&address, 8, Want::Load);
+            let operand = self.check(&address, 8, Want::LOAD);
             self.asm.operand(0x8b, S1, operand.base, operand.index, operand.disp);
             return Ok(());
         }
@@ -258,7 +258,7 @@ impl Builder<'_> {
             Code::Push_r64 => self.push_register(operand::number(i.op0_register())),
             Code::Pushq_imm8 | Code::Pushq_imm32 => {
                 let value = i.immediate(0) as u32;
-                let operand = self.check(&GuestAddress::based(RSP, -8), 8, Want::Store);
+                let operand = self.check(&GuestAddress::based(RSP, -8), 8, Want::STORE);
                 // mov qword [..], imm32
                 self.asm.operand(0xc7, 0, operand.base, operand.index, operand.disp);
                 self.asm.raw(&value.to_le_bytes());
@@ -267,7 +267,7 @@ impl Builder<'_> {
             Code::Pop_r64 => self.pop_register(operand::number(i.op0_register())),
             Code::Leaveq => {
                 const RBP: u8 = gpr::RBP / 8;
-                let operand = self.check(&GuestAddress::based(RBP, 0), 8, Want::Load);
+                let operand = self.check(&GuestAddress::based(RBP, 0), 8, Want::LOAD);
                 self.asm.operand(0x8b, S1, operand.base, operand.index, operand.disp);
                 self.asm.lea(super::asm::GUEST_RSP, RBP, 8);
                 self.asm.mov(RBP, S1);
@@ -278,7 +278,7 @@ impl Builder<'_> {
     }
 
     fn push_register(&mut self, guest: u8) {
-        let operand = self.check(&GuestAddress::based(RSP, -8), 8, Want::Store);
+        let operand = self.check(&GuestAddress::based(RSP, -8), 8, Want::STORE);
         match operand::place(operand::wide(guest)) {
             Place::Host(host) => {
                 self.asm.operand(0x89, host, operand.base, operand.index, operand.disp);
@@ -298,7 +298,7 @@ impl Builder<'_> {
     }
 
     fn pop_register(&mut self, guest: u8) {
-        let operand = self.check(&GuestAddress::based(RSP, 0), 8, Want::Load);
+        let operand = self.check(&GuestAddress::based(RSP, 0), 8, Want::LOAD);
         let to = match operand::place(operand::wide(guest)) {
             Place::Host(host) => host,
             Place::Home => S1,

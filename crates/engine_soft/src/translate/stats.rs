@@ -1,0 +1,44 @@
+//! What a translator tells of its work.
+
+use super::Translator;
+use std::collections::HashMap;
+
+/// Instructions named among those that were interpreted most.
+const NAMED: usize = 12;
+
+impl Translator {
+    /// Counters by name; the most interpreted instructions are `interpreted_…`.
+    pub fn counts(&self) -> Vec<(String, u64)> {
+        let counts = &self.counts;
+        let mut all = vec![
+            ("translated_entries".to_owned(), counts.entries),
+            ("translated_blocks".to_owned(), counts.blocks),
+            ("translated_instructions".to_owned(), counts.insns),
+            ("translated_bytes".to_owned(), self.memory.used() as u64),
+            ("links".to_owned(), counts.links),
+            ("stale_pages".to_owned(), counts.stale),
+            ("translation_flushes".to_owned(), counts.flushes),
+            ("blocks_interpreted".to_owned(), counts.single),
+            ("call_outs".to_owned(), self.sites.iter().map(|site| site.count).sum()),
+        ];
+        all.extend(self.most_interpreted());
+        all
+    }
+
+    fn most_interpreted(&self) -> Vec<(String, u64)> {
+        let mut by_name: HashMap<String, u64> = HashMap::new();
+        for site in self.sites.iter().filter(|site| site.count > 0) {
+            let Some(unit) = self.units.get(site.unit as usize) else { continue };
+            let bytes = &unit.bytes[usize::from(site.offset)..];
+            let mut decoder = iced_x86::Decoder::new(u32::from(unit.code_size), bytes, 0);
+            let instruction = decoder.decode();
+            let slow = if super::copy::is_known_form(&instruction) { "slow_" } else { "interpreted_" };
+            let name = format!("{slow}{:?}", instruction.mnemonic()).to_lowercase();
+            *by_name.entry(name).or_default() += site.count;
+        }
+        let mut names: Vec<_> = by_name.into_iter().collect();
+        names.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        names.truncate(NAMED);
+        names
+    }
+}
