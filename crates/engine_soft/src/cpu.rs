@@ -8,6 +8,7 @@ use crate::mmu::Mmu;
 use crate::system::SystemState;
 use crate::translate::Translator;
 use crate::translate::shared::Shared;
+use crate::translate::verify::StoreLog;
 use engine::{VcpuIo, VmExit};
 use guest_memory::GuestMemory;
 use std::ptr::NonNull;
@@ -178,6 +179,8 @@ pub struct Cpu {
     pub(crate) shared: Shared,
     /// Translated code.
     pub(crate) translator: Option<Box<Translator>>,
+    /// Stores of a block that is rehearsed.
+    pub(crate) store_log: Option<Box<StoreLog>>,
     /// Address that was entered last without finding what waits there.
     pub(crate) last_stale: u64,
 }

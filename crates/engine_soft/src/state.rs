@@ -64,6 +64,7 @@ impl Cpu {
             code: CodeCache::new(),
             shared: Default::default(),
             translator: None,
+            store_log: None,
             last_stale: u64::MAX,
         });
         cpu.load_registers(&CpuState::reset(true));

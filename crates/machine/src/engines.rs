@@ -72,7 +72,11 @@ fn translation(config: &VmConfig) -> Option<TranslationSettings> {
     let cache_size = usize::try_from(config.translation_cache_size.0).unwrap_or(usize::MAX);
     match config.software_tier {
         SoftwareTier::Interpreter => None,
-        SoftwareTier::Translate => Some(TranslationSettings { cache_size, warm_up: 0 }),
-        SoftwareTier::Auto => Some(TranslationSettings { cache_size, warm_up: WARM_UP }),
+        SoftwareTier::Translate => {
+            Some(TranslationSettings { cache_size, warm_up: 0, verify: config.verify })
+        }
+        SoftwareTier::Auto => {
+            Some(TranslationSettings { cache_size, warm_up: WARM_UP, verify: config.verify })
+        }
     }
 }

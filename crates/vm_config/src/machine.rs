@@ -117,6 +117,8 @@ pub struct VmConfig {
     pub software_tier: SoftwareTier,
     /// Memory for translated code, for each processor: [`MIN_TRANSLATION_CACHE`] to [`MAX_TRANSLATION_CACHE`].
     pub translation_cache_size: ByteSize,
+    /// Compare every so-many-th translated block with the interpreter; zero for none. For one processor.
+    pub verify: u32,
     /// Disks, in the order the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// First serial port.
@@ -140,6 +142,7 @@ impl Default for VmConfig {
             engine: EngineChoice::Auto,
             software_tier: SoftwareTier::default(),
             translation_cache_size: ByteSize(32 << 20),
+            verify: 0,
             disks: Vec::new(),
             serial: SerialConfig::Stdio,
             debug_exit: None,

@@ -3,7 +3,9 @@
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
-use vm_config::{ByteSize, DEFAULT_DEBUG_EXIT_PORT, DiskConfig, EngineChoice, SerialConfig, SoftwareTier, VmConfig};
+use vm_config::{
+    ByteSize, DEFAULT_DEBUG_EXIT_PORT, DiskConfig, EngineChoice, SerialConfig, SoftwareTier, VmConfig,
+};
 use vmm::{Outcome, RunOptions, VmmError};
 
 const AFTER_HELP: &str = "\
@@ -74,6 +76,9 @@ pub struct RunArgs {
     /// Memory for translated code, for each processor, 1M to 1G [default: 32M]
     #[arg(long, value_name = "SIZE")]
     translation_cache_size: Option<ByteSize>,
+    /// Compare every N-th translated block with the interpreter, for finding errors of the translator
+    #[arg(long, value_name = "N")]
+    verify: Option<u32>,
     /// Disk: `PATH[,format=raw][,readonly=on][,serial=TEXT][,queues=N][,packed=on]`; may be repeated
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskConfig>,
@@ -120,6 +125,7 @@ impl RunArgs {
         set(&mut config.engine, &self.engine);
         set(&mut config.software_tier, &self.software_tier);
         set(&mut config.translation_cache_size, &self.translation_cache_size);
+        set(&mut config.verify, &self.verify);
         set(&mut config.serial, &self.serial);
         config.kernel = self.kernel.clone().or(config.kernel);
         config.initrd = self.initrd.clone().or(config.initrd);

@@ -29,7 +29,8 @@ impl Cpu {
     fn update_tags(&mut self) {
         let code_size = u64::from(self.code_size >> 5);
         let mmu = &mut self.mmu;
-        let open = !(mmu.check_alignment || mmu.check_breakpoints);
+        // A block that is rehearsed has its stores noted on the slow path.
+        let open = !(mmu.check_alignment || mmu.check_breakpoints) && self.store_log.is_none();
         mmu.array = mmu.tlb.array(mmu.accessor as usize, open);
         mmu.fetch_key =
             mmu.fetch_epoch << 16 | u64::from(mmu.space) << 4 | u64::from(self.cpl == 3) << 2 | code_size;

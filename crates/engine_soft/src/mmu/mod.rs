@@ -15,9 +15,9 @@ pub mod control;
 pub mod segment;
 pub use access::Plain;
 mod slow;
-pub(crate) mod tlb;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tlb;
 pub mod walk;
 
 pub use tlb::TLB_SIZE;

@@ -203,6 +203,7 @@ impl Cpu {
         let Ok(host) = self.memory.host_range(physical, bytes.len() as u64) else {
             return self.write_mmio(physical, bytes);
         };
+        self.log_store(physical, bytes.len());
         // SAFETY: as in `read_physical`.
         unsafe {
             match *bytes {
@@ -223,11 +224,18 @@ impl Cpu {
     pub(crate) fn note_physical_store(&mut self, physical: u64, len: u64) {
         if self.memory.note_write(physical, len) {
             self.block_end = 0;
+            if let Some(log) = &mut self.store_log {
+                log.code = true;
+            }
         }
     }
 
     #[cold]
     fn read_mmio(&mut self, physical: u64, bytes: &mut [u8]) {
+        if let Some(log) = &mut self.store_log {
+            log.device = true;
+            return bytes.fill(0xff);
+        }
         self.mmu.counts.mmio += 1;
         let mut at = physical;
         for chunk in pieces(bytes.len(), physical) {
@@ -244,6 +252,10 @@ impl Cpu {
 
     #[cold]
     fn write_mmio(&mut self, physical: u64, bytes: &[u8]) {
+        if let Some(log) = &mut self.store_log {
+            log.device = true;
+            return;
+        }
         self.mmu.counts.mmio += 1;
         let mut at = physical;
         for chunk in pieces(bytes.len(), physical) {
@@ -329,7 +341,7 @@ impl Cpu {
         linear: u64,
         access: Access,
     ) -> Result<Option<*mut u8>, Fault> {
-        if self.mmu.check_alignment || self.mmu.check_breakpoints {
+        if self.mmu.check_alignment || self.mmu.check_breakpoints || self.store_log.is_some() {
             return Ok(None);
         }
         let hit = |entry: TlbEntry| {

@@ -38,7 +38,7 @@ static NO_FLAGS: AtomicU8 = AtomicU8::new(0);
 impl TlbEntry {
     /// The entry of `slot` that nothing matches.
     pub const fn empty(slot: usize) -> TlbEntry {
-        let other = if slot % TLB_SIZE == 0 { OFFSET + 1 } else { 0 };
+        let other = if slot.is_multiple_of(TLB_SIZE) { OFFSET + 1 } else { 0 };
         TlbEntry { read: other, write: other, addend: 0, flags: &raw const NO_FLAGS }
     }
 

@@ -346,12 +346,23 @@ impl Asm {
 
     /// `op reg, [base + index + disp]` at 64 bits; `0x89` stores, `0x8b` loads, `0x8f` (with register 0) pops.
     pub fn operand(&mut self, opcode: u8, reg: u8, base: u8, index: Option<u8>, disp: i32) {
+        self.any_operand(opcode, reg, Address { base: Some(base), index, scale: 0, disp }, true);
+    }
+
+    /// As [`Asm::operand`], at 32 bits.
+    pub fn operand32(&mut self, opcode: u8, reg: u8, base: u8, index: Option<u8>, disp: i32) {
+        self.any_operand(opcode, reg, Address { base: Some(base), index, scale: 0, disp }, false);
+    }
+
+    fn any_operand(&mut self, opcode: u8, reg: u8, address: Address, wide: bool) {
+        let Address { base, index, disp, .. } = address;
+        let base = base.unwrap_or(S1);
         let Some(index) = index else {
-            self.rex(true, reg, 0, base);
+            self.rex(wide, reg, 0, base);
             self.bytes.push(opcode);
             return self.modrm_base(reg, base, disp);
         };
-        self.rex(true, reg, index, base);
+        self.rex(wide, reg, index, base);
         let sib = (index & 7) << 3 | base & 7;
         let reg = (reg & 7) << 3;
         match i8::try_from(disp) {

@@ -73,6 +73,7 @@ pub(super) struct Builder<'a> {
     pub flags: FlagHome,
     pub cold: Vec<Cold>,
     pub info: InstructionInfoFactory,
+    all_copied: bool,
     /// Level that the guest's vector registers were found at.
     pub vector: u8,
     /// Address of the current instruction in the page, and of the next.
@@ -88,6 +89,8 @@ pub(super) struct Built {
     pub code: Vec<u8>,
     pub entries: Entries,
     pub insns: u32,
+    /// No instruction is always the interpreter's.
+    pub all_copied: bool,
 }
 
 impl<'a> Builder<'a> {
@@ -99,6 +102,7 @@ impl<'a> Builder<'a> {
             flags: FlagHome::Saved,
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
+            all_copied: true,
             vector: 0,
             offset: 0,
             next: 0,
@@ -147,7 +151,12 @@ impl<'a> Builder<'a> {
             live: self.asm.address_of(live),
             prefers_live: wish != FlagHome::Saved,
         };
-        Some(Built { code: self.asm.bytes, entries, insns: instructions.len() as u32 })
+        Some(Built {
+            code: self.asm.bytes,
+            entries,
+            insns: instructions.len() as u32,
+            all_copied: self.all_copied,
+        })
     }
 
     fn decode(&self, start: u16) -> Vec<Instruction> {
@@ -157,14 +166,14 @@ impl<'a> Builder<'a> {
         while decoder.can_decode() && instructions.len() < LONGEST_BLOCK {
             let instruction = decoder.decode();
             let cut = decoder.last_error() == iced_x86::DecoderError::NoMoreBytes;
-            if cut && !(instruction.is_invalid() && bytes.len() - (instruction.ip() - u64::from(start)) as usize >= 15) {
+            if cut
+                && !(instruction.is_invalid()
+                    && bytes.len() - (instruction.ip() - u64::from(start)) as usize >= 15)
+            {
                 break;
             }
             let mut ends = instruction.is_invalid();
-            ends |= !matches!(
-                instruction.flow_control(),
-                FlowControl::Next | FlowControl::ConditionalBranch
-            );
+            ends |= !matches!(instruction.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
             instructions.push(instruction);
             if ends {
                 break;
@@ -240,6 +249,7 @@ impl<'a> Builder<'a> {
 
     /// Calls the interpreter for the current instruction, and goes on behind it.
     fn interpret(&mut self) -> After {
+        self.all_copied = false;
         self.save_flags();
         let site = self.site();
         self.asm.mov_imm32(S2, site as u32);

@@ -4,25 +4,93 @@ use super::asm::{S1, S2};
 use super::block::{After, Builder, Unknown, is_offered};
 use super::flags::{FlagUse, flag_use};
 use super::memory::{GuestAddress, HostOperand, Want};
-use super::vector;
 use super::operand::{self, Homed};
 use super::shared::home;
+use super::vector;
 use crate::system::SystemState;
-use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpKind, Register};
 
 /// Integer instructions that do the same to the guest's registers as to the host's.
 fn is_integer(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
-        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Add | M::Or | M::Adc | M::Sbb | M::And
-            | M::Sub | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec | M::Neg | M::Not | M::Shl | M::Sal
-            | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd | M::Imul | M::Mul
-            | M::Bsf | M::Bsr | M::Bt | M::Bts | M::Btr | M::Btc | M::Bswap | M::Cbw | M::Cwde | M::Cdqe
-            | M::Cwd | M::Cdq | M::Cqo | M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b
-            | M::Lahf | M::Sahf | M::Clc | M::Stc | M::Cmc | M::Movbe | M::Crc32 | M::Popcnt | M::Lzcnt
-            | M::Tzcnt | M::Andn | M::Bextr | M::Blsi | M::Blsr | M::Blsmsk | M::Bzhi | M::Mulx | M::Pdep
-            | M::Pext | M::Rorx | M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox | M::Movnti | M::Lfence | M::Mfence
+        M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Lea
+            | M::Add
+            | M::Or
+            | M::Adc
+            | M::Sbb
+            | M::And
+            | M::Sub
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Shl
+            | M::Sal
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
+            | M::Shrd
+            | M::Imul
+            | M::Mul
+            | M::Bsf
+            | M::Bsr
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Bswap
+            | M::Cbw
+            | M::Cwde
+            | M::Cdqe
+            | M::Cwd
+            | M::Cdq
+            | M::Cqo
+            | M::Xchg
+            | M::Xadd
+            | M::Cmpxchg
+            | M::Cmpxchg8b
+            | M::Cmpxchg16b
+            | M::Lahf
+            | M::Sahf
+            | M::Clc
+            | M::Stc
+            | M::Cmc
+            | M::Movbe
+            | M::Crc32
+            | M::Popcnt
+            | M::Lzcnt
+            | M::Tzcnt
+            | M::Andn
+            | M::Bextr
+            | M::Blsi
+            | M::Blsr
+            | M::Blsmsk
+            | M::Bzhi
+            | M::Mulx
+            | M::Pdep
+            | M::Pext
+            | M::Rorx
+            | M::Sarx
+            | M::Shlx
+            | M::Shrx
+            | M::Adcx
+            | M::Adox
+            | M::Movnti
+            | M::Lfence
+            | M::Mfence
             | M::Sfence
     ) || is_conditional(mnemonic)
 }
@@ -31,10 +99,38 @@ fn is_conditional(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
-        M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge | M::Cmovl
-            | M::Cmovle | M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo | M::Cmovp | M::Cmovs
-            | M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg | M::Setge | M::Setl | M::Setle
-            | M::Setne | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets
+        M::Cmova
+            | M::Cmovae
+            | M::Cmovb
+            | M::Cmovbe
+            | M::Cmove
+            | M::Cmovg
+            | M::Cmovge
+            | M::Cmovl
+            | M::Cmovle
+            | M::Cmovne
+            | M::Cmovno
+            | M::Cmovnp
+            | M::Cmovns
+            | M::Cmovo
+            | M::Cmovp
+            | M::Cmovs
+            | M::Seta
+            | M::Setae
+            | M::Setb
+            | M::Setbe
+            | M::Sete
+            | M::Setg
+            | M::Setge
+            | M::Setl
+            | M::Setle
+            | M::Setne
+            | M::Setno
+            | M::Setnp
+            | M::Setns
+            | M::Seto
+            | M::Setp
+            | M::Sets
     )
 }
 
@@ -43,7 +139,14 @@ fn is_nothing(i: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(
         i.mnemonic(),
-        M::Nop | M::Endbr64 | M::Endbr32 | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta
+        M::Nop
+            | M::Endbr64
+            | M::Endbr32
+            | M::Prefetcht0
+            | M::Prefetcht1
+            | M::Prefetcht2
+            | M::Prefetchnta
+            | M::Prefetchw
     )
 }
 
@@ -228,28 +331,46 @@ impl Builder<'_> {
 
     /// DIV and IDIV: what could raise #DE is the interpreter's.
     fn divide(&mut self, i: &Instruction) -> Result<After, Unknown> {
-        let register = i.op0_register();
-        if i.op0_kind() != OpKind::Register || register.size() < 4 {
+        let size =
+            if i.op0_kind() == OpKind::Memory { i.memory_size().size() } else { i.op0_register().size() };
+        if size < 4 {
             return Err(Unknown);
         }
-        let wide = register.size() == 8;
-        self.save_flags();
+        let wide = size == 8;
+        let divisor = self.divisor(i, wide)?;
         let slow = self.slow_path();
-        let divisor = match operand::place(register) {
+        let signed = i.mnemonic() == Mnemonic::Idiv;
+        self.guard_division(divisor, signed, wide, slow);
+        self.need_after_guard();
+        let mut copied = *i;
+        copied.set_op0_kind(OpKind::Register);
+        copied.set_op0_register(if wide { Register::RAX } else { Register::EAX } + u32::from(divisor));
+        self.encode(&copied);
+        self.flags_after(FlagUse::Changes);
+        Ok(After::Next)
+    }
+
+    /// The host register that has the divisor; flags are saved.
+    fn divisor(&mut self, i: &Instruction, wide: bool) -> Result<u8, Unknown> {
+        if i.op0_kind() == OpKind::Memory {
+            let address = GuestAddress::of(i)?;
+            let operand = self.check(&address, if wide { 8 } else { 4 }, Want::LOAD);
+            if wide {
+                self.asm.operand(0x8b, S1, operand.base, operand.index, operand.disp);
+            } else {
+                self.asm.operand32(0x8b, S1, operand.base, operand.index, operand.disp);
+            }
+            return Ok(S1);
+        }
+        self.save_flags();
+        let register = i.op0_register();
+        Ok(match operand::place(register) {
             operand::Place::Host(host) => host,
             operand::Place::Home => {
                 self.asm.load_gs(S1, home(operand::number(register)));
                 S1
             }
-        };
-        let signed = i.mnemonic() == Mnemonic::Idiv;
-        self.guard_division(divisor, signed, wide, slow);
-        self.need_after_guard();
-        let mut copied = *i;
-        copied.set_op0_register(operand::sized(register, divisor));
-        self.encode(&copied);
-        self.flags_after(FlagUse::Changes);
-        Ok(After::Next)
+        })
     }
 
     fn need_after_guard(&mut self) {
@@ -264,19 +385,30 @@ impl Builder<'_> {
         let a = &mut self.asm;
         if !signed {
             // The quotient fits if the upper half is below the divisor.
-            if wide { a.alu_rr(Alu::Cmp, RDX, divisor) } else { a.alu_rr32(Alu::Cmp, RDX, divisor) }
+            if wide {
+                a.alu_rr(Alu::Cmp, RDX, divisor)
+            } else {
+                a.alu_rr32(Alu::Cmp, RDX, divisor)
+            }
             a.jcc(cc::AE, slow);
             return;
         }
         // Only sign-extended dividends, and no divisor of 0 or -1.
         a.mov(S2, super::asm::RAX);
         a.shift(7, S2, if wide { 63 } else { 31 }, wide);
-        if wide { a.alu_rr(Alu::Cmp, S2, RDX) } else { a.alu_rr32(Alu::Cmp, S2, RDX) }
+        if wide {
+            a.alu_rr(Alu::Cmp, S2, RDX)
+        } else {
+            a.alu_rr32(Alu::Cmp, S2, RDX)
+        }
         a.jcc(cc::NE, slow);
         a.lea_full(S2, super::asm::Address { base: Some(divisor), index: None, scale: 0, disp: 1 }, wide);
-        if wide { a.cmp_imm(S2, 1) } else { a.cmp_imm32(S2, 1) }
+        if wide {
+            a.cmp_imm(S2, 1)
+        } else {
+            a.cmp_imm32(S2, 1)
+        }
         // Not above 1: the divisor was -1 or 0.
         a.jcc(6, slow);
     }
 }
-

@@ -34,12 +34,8 @@ pub(super) enum FlagUse {
     Replaces,
 }
 
-const ARITHMETIC: u32 = RflagsBits::OF
-    | RflagsBits::SF
-    | RflagsBits::ZF
-    | RflagsBits::AF
-    | RflagsBits::CF
-    | RflagsBits::PF;
+const ARITHMETIC: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// Shifts and rotates.
 fn counts_bits(mnemonic: Mnemonic) -> bool {

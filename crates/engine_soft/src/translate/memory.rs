@@ -41,10 +41,10 @@ pub(super) enum Policy {
     Table,
     /// Host address is guest address plus a fixed offset. Only for memory that is mapped so, and by code
     /// that may reach all of it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "direct mapping is not used yet, only its emitter tested"))]
+    #[expect(dead_code, reason = "no memory is mapped so yet")]
     Offset(i32),
     /// Host address is guest address.
-    #[cfg_attr(not(test), expect(dead_code, reason = "as for Offset"))]
+    #[expect(dead_code, reason = "as for Offset")]
     Identity,
 }
 
@@ -97,14 +97,18 @@ impl GuestAddress {
         let (base, index) = (i.memory_base(), i.memory_index());
         let in_page = i.is_ip_rel_memory_operand();
         let general = |register: Register| register.is_gpr32() || register.is_gpr64();
-        if index != Register::None && !general(index) || base != Register::None && !in_page && !general(base) {
+        if index != Register::None && !general(index) || base != Register::None && !in_page && !general(base)
+        {
             return Err(Unknown);
         }
-        let disp = i32::try_from(i.memory_displacement64() as i64)
-            .or_else(|_| u32::try_from(i.memory_displacement64()).map(|disp| disp as i32).map_err(|_| Unknown));
+        let disp = i32::try_from(i.memory_displacement64() as i64).or_else(|_| {
+            u32::try_from(i.memory_displacement64()).map(|disp| disp as i32).map_err(|_| Unknown)
+        });
         let narrow = base.is_gpr32() || index.is_gpr32() || base == Register::EIP;
         let absolute = base == Register::None && index == Register::None;
-        if base == Register::EIP || absolute && i.memory_displ_size() != 8 && i.memory_displacement64() >> 31 == 1 {
+        if base == Register::EIP
+            || absolute && i.memory_displ_size() != 8 && i.memory_displacement64() >> 31 == 1
+        {
             return Err(Unknown);
         }
         let disp = disp?;

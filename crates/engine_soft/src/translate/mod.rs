@@ -40,8 +40,8 @@ mod jumps;
 mod memory;
 mod operand;
 mod runtime;
-mod stats;
 pub(crate) mod shared;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -49,6 +49,7 @@ pub(crate) mod timer;
 mod transfer;
 mod unit;
 mod vector;
+pub(crate) mod verify;
 
 use crate::cpu::{Cpu, Fault, Stop};
 use crate::decode::{self, Decoded};
@@ -75,11 +76,13 @@ pub struct TranslationSettings {
     pub cache_size: usize,
     /// Times that code is interpreted before it is translated.
     pub warm_up: u32,
+    /// Compare every so-many-th block with the interpreter; zero for none.
+    pub verify: u32,
 }
 
 impl Default for TranslationSettings {
     fn default() -> Self {
-        TranslationSettings { cache_size: 32 << 20, warm_up: 0 }
+        TranslationSettings { cache_size: 32 << 20, warm_up: 0, verify: 0 }
     }
 }
 
@@ -98,8 +101,10 @@ pub struct TranslationCounts {
     pub stale: u64,
     /// Times the code memory was full.
     pub flushes: u64,
-    /// Instructions interpreted between blocks.
+    /// Blocks interpreted in between.
     pub single: u64,
+    /// Blocks compared with the interpreter.
+    pub verified: u64,
 }
 
 /// The translator of one processor.
@@ -113,6 +118,13 @@ pub struct Translator {
     links: Vec<Link>,
     deadline: Deadline,
     warm_up: u32,
+    verify: u32,
+    /// Blocks until the next that is compared.
+    until_verified: u32,
+    /// Instructions of blocks that only have copied ones, by outer entry, if blocks are compared.
+    copied: HashMap<u64, u32>,
+    /// An empty jump cache, for running block by block.
+    no_jumps: JumpCache,
     /// Times that untranslated code was entered, by physical address.
     visits: HashMap<u64, u32>,
     /// Whether WRGSBASE may be used.
@@ -144,6 +156,10 @@ impl Translator {
             links: Vec::new(),
             deadline: Deadline::new(events),
             warm_up: settings.warm_up,
+            verify: settings.verify,
+            until_verified: settings.verify,
+            no_jumps: JumpCache::new(),
+            copied: HashMap::new(),
             visits: HashMap::new(),
             fsgsbase,
             counts: TranslationCounts::default(),
@@ -165,6 +181,7 @@ impl Translator {
         self.sites.clear();
         self.links.clear();
         self.visits.clear();
+        self.copied.clear();
     }
 
     /// The instruction of a site and its address in the page.
@@ -208,6 +225,9 @@ impl Translator {
             return None;
         }
         unit.blocks.insert(offset, built.entries);
+        if self.verify > 0 && built.all_copied {
+            self.copied.insert(built.entries.outer, built.insns);
+        }
         self.counts.blocks += 1;
         self.counts.insns += u64::from(built.insns);
         Some(built.entries)
@@ -215,7 +235,9 @@ impl Translator {
 
     /// Whether code is to be interpreted once more, which is noted.
     fn is_cold(&mut self, unit: u32, offset: u16, physical: u64) -> bool {
-        if self.warm_up == 0 || self.units.get(unit as usize).is_some_and(|unit| unit.blocks.contains_key(&offset)) {
+        if self.warm_up == 0
+            || self.units.get(unit as usize).is_some_and(|unit| unit.blocks.contains_key(&offset))
+        {
             return false;
         }
         let visits = self.visits.entry(physical).or_default();
@@ -259,13 +281,17 @@ impl Cpu {
     pub(crate) fn run_translated(&mut self) -> Result<(), Stop> {
         self.shared.own = self;
         self.shared.events = Arc::as_ptr(&self.events);
+        let connect = self.translator.as_ref().is_some_and(|translator| translator.verify == 0);
         while !self.event_waiting() {
             let step = match self.next_step() {
                 Ok(step) => step,
                 Err(_) => return self.deliver_stashed(),
             };
             let exit = match step {
-                Step::Enter(host) => self.enter(host),
+                Step::Enter(host) => match self.insns_to_verify(host) {
+                    Some(insns) => self.enter_verified(host, insns)?,
+                    None => self.enter(host),
+                },
                 Step::Interpret => {
                     self.interpret_block()?;
                     continue;
@@ -273,7 +299,7 @@ impl Cpu {
             };
             match exit {
                 Exit::Lookup | Exit::Continue => {}
-                Exit::Link => self.follow_link(true),
+                Exit::Link => self.follow_link(connect),
                 Exit::EventAtLink => self.follow_link(false),
                 Exit::InPage => self.set_rip(self.shared.rip_page.wrapping_add(self.shared.argument)),
                 Exit::Interpret => {
@@ -309,11 +335,24 @@ impl Cpu {
         }
     }
 
+    /// Instructions of the block at an outer entry, if it is its turn to be compared.
+    fn insns_to_verify(&mut self, host: u64) -> Option<u32> {
+        let translator = self.translator.as_mut().filter(|translator| translator.verify > 0)?;
+        translator.until_verified = translator.until_verified.saturating_sub(1);
+        if translator.until_verified > 0 {
+            return None;
+        }
+        let &insns = translator.copied.get(&host)?;
+        translator.until_verified = translator.verify;
+        Some(insns)
+    }
+
     /// Runs code from an entry that expects saved flags.
     fn enter(&mut self, host: u64) -> Exit {
         let Some(translator) = &mut self.translator else { return Exit::Done };
         translator.counts.entries += 1;
-        self.shared.jumps = translator.jumps.as_ptr();
+        let jumps = if translator.verify == 0 { &translator.jumps } else { &translator.no_jumps };
+        self.shared.jumps = jumps.as_ptr();
         self.shared.vector = 0;
         let (enter, fsgsbase) = (translator.thunks.enter, translator.fsgsbase);
         self.shared.set_arithmetic(self.flags.bits());
@@ -341,11 +380,13 @@ impl Cpu {
         if let Some(&link) = translator.links.get(number) {
             self.set_rip(page.wrapping_add(u64::from(link.target)));
             let current = translator.units.get(link.unit as usize).is_some_and(Unit::is_current);
-            if connect && current && !translator.is_full() {
-                if let Some(entries) = translator.block(&self.system, link.unit, link.target) {
-                    translator.memory.link(link.at, entries.inner(link.flags));
-                    translator.counts.links += 1;
-                }
+            if connect
+                && current
+                && !translator.is_full()
+                && let Some(entries) = translator.block(&self.system, link.unit, link.target)
+            {
+                translator.memory.link(link.at, entries.inner(link.flags));
+                translator.counts.links += 1;
             }
         }
         self.translator = Some(translator);

@@ -73,10 +73,7 @@ pub(super) fn reads(access: OpAccess) -> bool {
 
 /// As [`reads`], for writes.
 pub(super) fn writes(access: OpAccess) -> bool {
-    matches!(
-        access,
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-    )
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 /// An explicit operand that is a guest register kept in memory.

@@ -1,9 +1,9 @@
 //! Rust functions that translated code calls.
 #![expect(unsafe_code, reason = "called from generated code with a raw processor pointer")]
 
+use super::shared::vector;
 use super::thunks::Exit;
 use super::unit::Next;
-use super::shared::vector;
 use crate::cpu::{Cpu, Stop};
 use std::sync::atomic::AtomicU8;
 use x86::{Cr0, Cr4};

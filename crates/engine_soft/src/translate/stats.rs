@@ -19,6 +19,7 @@ impl Translator {
             ("stale_pages".to_owned(), counts.stale),
             ("translation_flushes".to_owned(), counts.flushes),
             ("blocks_interpreted".to_owned(), counts.single),
+            ("blocks_verified".to_owned(), counts.verified),
             ("call_outs".to_owned(), self.sites.iter().map(|site| site.count).sum()),
         ];
         all.extend(self.most_interpreted());

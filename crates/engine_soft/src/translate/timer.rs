@@ -72,7 +72,8 @@ impl Deadline {
             return;
         }
         self.due_ns = due_ns;
-        let due = due_ns.map(|due| Instant::now() + Duration::from_nanos(due.saturating_sub(now_ns).min(1 << 60)));
+        let due =
+            due_ns.map(|due| Instant::now() + Duration::from_nanos(due.saturating_sub(now_ns).min(1 << 60)));
         let timers = timers();
         let mut entries = timers.entries.lock();
         let earliest = entries.iter().filter_map(|entry| entry.due).min();

@@ -1,5 +1,7 @@
 //! Translated code against the interpreter: random programs, from the same state, to the same end.
 
+mod hostile;
+
 use crate::cpu::Cpu;
 use crate::interp::harness::{self, CODE, DATA, STACK, UNMAPPED};
 use engine::{VcpuIo, VmExit};
@@ -59,20 +61,99 @@ fn codes() -> Vec<Code> {
     use iced_x86::Mnemonic as M;
     let wanted = |code: &Code| {
         let info = code.op_code();
-        info.mode64() && matches!(info.encoding(), iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX)
+        info.mode64()
+            && matches!(info.encoding(), iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX)
             && matches!(
                 code.mnemonic(),
-                M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Add | M::Or | M::Adc | M::Sbb
-                    | M::And | M::Sub | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec | M::Neg | M::Not
-                    | M::Shl | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-                    | M::Imul | M::Mul | M::Div | M::Idiv | M::Bt | M::Bts | M::Btr | M::Btc
-                    | M::Bswap | M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Xchg | M::Xadd
-                    | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Lahf | M::Sahf | M::Clc | M::Stc
-                    | M::Cmc | M::Movbe | M::Crc32 | M::Popcnt | M::Lzcnt | M::Tzcnt | M::Andn | M::Bextr
-                    | M::Blsi | M::Blsr | M::Blsmsk | M::Bzhi | M::Mulx | M::Pdep | M::Pext | M::Rorx
-                    | M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox | M::Cmovb | M::Cmovle | M::Cmovs
-                    | M::Cmovne | M::Setb | M::Setle | M::Setp | M::Seto | M::Push | M::Pop | M::Leave
-                    | M::Nop | M::Cld | M::Pushfq | M::Movsb | M::Stosq | M::Lodsd
+                M::Mov
+                    | M::Movzx
+                    | M::Movsx
+                    | M::Movsxd
+                    | M::Lea
+                    | M::Add
+                    | M::Or
+                    | M::Adc
+                    | M::Sbb
+                    | M::And
+                    | M::Sub
+                    | M::Xor
+                    | M::Cmp
+                    | M::Test
+                    | M::Inc
+                    | M::Dec
+                    | M::Neg
+                    | M::Not
+                    | M::Shl
+                    | M::Shr
+                    | M::Sar
+                    | M::Rol
+                    | M::Ror
+                    | M::Rcl
+                    | M::Rcr
+                    | M::Shld
+                    | M::Shrd
+                    | M::Imul
+                    | M::Mul
+                    | M::Div
+                    | M::Idiv
+                    | M::Bt
+                    | M::Bts
+                    | M::Btr
+                    | M::Btc
+                    | M::Bswap
+                    | M::Cbw
+                    | M::Cwde
+                    | M::Cdqe
+                    | M::Cwd
+                    | M::Cdq
+                    | M::Cqo
+                    | M::Xchg
+                    | M::Xadd
+                    | M::Cmpxchg
+                    | M::Cmpxchg8b
+                    | M::Cmpxchg16b
+                    | M::Lahf
+                    | M::Sahf
+                    | M::Clc
+                    | M::Stc
+                    | M::Cmc
+                    | M::Movbe
+                    | M::Crc32
+                    | M::Popcnt
+                    | M::Lzcnt
+                    | M::Tzcnt
+                    | M::Andn
+                    | M::Bextr
+                    | M::Blsi
+                    | M::Blsr
+                    | M::Blsmsk
+                    | M::Bzhi
+                    | M::Mulx
+                    | M::Pdep
+                    | M::Pext
+                    | M::Rorx
+                    | M::Sarx
+                    | M::Shlx
+                    | M::Shrx
+                    | M::Adcx
+                    | M::Adox
+                    | M::Cmovb
+                    | M::Cmovle
+                    | M::Cmovs
+                    | M::Cmovne
+                    | M::Setb
+                    | M::Setle
+                    | M::Setp
+                    | M::Seto
+                    | M::Push
+                    | M::Pop
+                    | M::Leave
+                    | M::Nop
+                    | M::Cld
+                    | M::Pushfq
+                    | M::Movsb
+                    | M::Stosq
+                    | M::Lodsd
             )
     };
     Code::values().filter(wanted).filter(|code| !skipped(*code)).collect()
@@ -82,7 +163,8 @@ fn codes() -> Vec<Code> {
 fn vector_codes() -> Vec<Code> {
     let wanted = |code: &Code| {
         let info = code.op_code();
-        let encoding = matches!(info.encoding(), iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX);
+        let encoding =
+            matches!(info.encoding(), iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX);
         let vector = (0..info.op_count()).any(|at| {
             let class = operand_class(info.op_kind(at));
             matches!(class, Some(Class::Vector(_) | Class::VectorOrMemory(_)))
@@ -125,8 +207,12 @@ fn operand_class(kind: Kind) -> Option<Class> {
     Some(match kind {
         Kind::r8_reg | Kind::r8_opcode => Class::General(1),
         Kind::r16_reg | Kind::r16_opcode | Kind::r16_rm | Kind::r16_reg_mem => Class::General(2),
-        Kind::r32_reg | Kind::r32_opcode | Kind::r32_rm | Kind::r32_vvvv | Kind::r32_reg_mem => Class::General(4),
-        Kind::r64_reg | Kind::r64_opcode | Kind::r64_rm | Kind::r64_vvvv | Kind::r64_reg_mem => Class::General(8),
+        Kind::r32_reg | Kind::r32_opcode | Kind::r32_rm | Kind::r32_vvvv | Kind::r32_reg_mem => {
+            Class::General(4)
+        }
+        Kind::r64_reg | Kind::r64_opcode | Kind::r64_rm | Kind::r64_vvvv | Kind::r64_reg_mem => {
+            Class::General(8)
+        }
         Kind::r8_or_mem => Class::GeneralOrMemory(1),
         Kind::r16_or_mem => Class::GeneralOrMemory(2),
         Kind::r32_or_mem => Class::GeneralOrMemory(4),
@@ -136,10 +222,24 @@ fn operand_class(kind: Kind) -> Option<Class> {
         Kind::xmm_or_mem => Class::VectorOrMemory(16),
         Kind::ymm_or_mem => Class::VectorOrMemory(32),
         Kind::mem => Class::Memory,
-        Kind::imm8 | Kind::imm8sex16 | Kind::imm8sex32 | Kind::imm8sex64 | Kind::imm16 | Kind::imm32
-        | Kind::imm32sex64 | Kind::imm64 => Class::Immediate,
-        Kind::al | Kind::cl | Kind::ax | Kind::eax | Kind::rax | Kind::dx | Kind::imm8_const_1
-        | Kind::seg_rSI | Kind::es_rDI | Kind::seg_rDI => Class::Implied,
+        Kind::imm8
+        | Kind::imm8sex16
+        | Kind::imm8sex32
+        | Kind::imm8sex64
+        | Kind::imm16
+        | Kind::imm32
+        | Kind::imm32sex64
+        | Kind::imm64 => Class::Immediate,
+        Kind::al
+        | Kind::cl
+        | Kind::ax
+        | Kind::eax
+        | Kind::rax
+        | Kind::dx
+        | Kind::imm8_const_1
+        | Kind::seg_rSI
+        | Kind::es_rDI
+        | Kind::seg_rDI => Class::Implied,
         _ => return None,
     })
 }
@@ -254,9 +354,14 @@ fn implied(code: Code, random: &mut Random) -> Option<Vec<u8>> {
     let size = [4_u32, 8][random.below(2) as usize];
     let register = general(random, size);
     let i = match code {
-        Code::Shl_rm32_CL | Code::Shl_rm64_CL | Code::Shr_rm64_CL | Code::Sar_rm32_CL | Code::Rcl_rm64_CL
+        Code::Shl_rm32_CL
+        | Code::Shl_rm64_CL
+        | Code::Shr_rm64_CL
+        | Code::Sar_rm32_CL
+        | Code::Rcl_rm64_CL
         | Code::Ror_rm32_CL => {
-            let fits = matches!(code, Code::Shl_rm32_CL | Code::Sar_rm32_CL | Code::Ror_rm32_CL) == (size == 4);
+            let fits =
+                matches!(code, Code::Shl_rm32_CL | Code::Sar_rm32_CL | Code::Ror_rm32_CL) == (size == 4);
             if !fits {
                 return None;
             }
@@ -384,7 +489,9 @@ fn differential(cases: u64, seed: u64, codes: &[Code]) {
     let start = harness::long_state();
     let mut interpreted = harness::cpu_in(ram[0].clone(), &start);
     let mut translated = harness::cpu_in(ram[1].clone(), &start);
-    translated.enable_translation(super::TranslationSettings { cache_size: 4 << 20, warm_up: 0 }).expect("the host has memory");
+    translated
+        .enable_translation(super::TranslationSettings { cache_size: 4 << 20, ..Default::default() })
+        .expect("the host has memory");
     let area = (UNMAPPED - DATA) as usize;
     let mut faults = 0;
     for case in 0..cases {
@@ -416,7 +523,10 @@ fn differential(cases: u64, seed: u64, codes: &[Code]) {
     }
     let counts = translated.translator.as_ref().map(|t| t.counts).unwrap_or_default();
     assert!(counts.blocks > cases / 2, "code was translated: {counts:?}");
-    assert!(faults > cases / 100 && faults < cases * 19 / 20, "faults and ends both happen: {faults} of {cases}");
+    assert!(
+        faults > cases / 100 && faults < cases * 19 / 20,
+        "faults and ends both happen: {faults} of {cases}"
+    );
 }
 
 #[test]
