@@ -210,9 +210,9 @@ impl GuestMemory {
 
     /// Tells the trackers of a write made through a raw pointer. Returns whether decoded code became stale.
     pub fn note_write(&self, address: u64, len: u64) -> bool {
-        let Some(region) = self.find(address) else { return false };
+        let Some(region) = self.find(address).filter(|_| len != 0) else { return false };
         let first = (address - region.start) / PAGE_SIZE;
-        let last = (address - region.start).saturating_add(len.max(1) - 1) / PAGE_SIZE;
+        let last = (address - region.start).saturating_add(len - 1) / PAGE_SIZE;
         let mut stale = false;
         for page in first..=last {
             let page = page as usize;
@@ -272,6 +272,56 @@ mod tests {
             assert!(memory.read(address, &mut vec![0; len]).is_err(), "{address:#x}");
         }
         assert!(memory.atomic_u32(0x10_0002).is_err());
+    }
+
+    /// What the host has given this process, in bytes.
+    fn resident() -> u64 {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * PAGE_SIZE
+    }
+
+    #[test]
+    fn a_machine_of_64_gib_takes_only_what_it_touches() {
+        const HOLE: u64 = 0xb000_0000;
+        const HIGH: u64 = 1 << 32;
+        let before = resident();
+        let memory = GuestMemory::new(&[(0, HOLE), (HIGH, (64 << 30) - HOLE)]).unwrap();
+        assert_eq!(memory.size(), 64 << 30);
+        let last = HIGH + (64 << 30) - HOLE - 8;
+        for address in [0, HOLE - 8, HIGH, last] {
+            memory.write(address, &address.to_le_bytes()).unwrap();
+            let mut back = [0; 8];
+            memory.read(address, &mut back).unwrap();
+            assert_eq!(u64::from_le_bytes(back), address);
+        }
+        for address in [HOLE - 4, HOLE, HIGH - 4, last + 4, last + 8] {
+            assert!(memory.read(address, &mut [0; 8]).is_err(), "{address:#x}");
+        }
+        let took = resident().saturating_sub(before);
+        assert!(took < 8 << 20, "{took} bytes for four pages");
+    }
+
+    #[test]
+    fn the_dirty_log_has_every_page_that_a_write_touches_and_no_other() {
+        let memory = GuestMemory::new(&[(0, 0x40_0000), (1 << 32, 0x20_0000)]).unwrap();
+        memory.set_logging(true);
+        let dirty = |region: usize| {
+            let words = memory.regions()[region].tracker().take_dirty();
+            let pages = words.iter().enumerate().flat_map(|(word, bits)| {
+                (0..64).filter(move |bit| bits >> bit & 1 != 0).map(move |bit| word * 64 + bit)
+            });
+            pages.collect::<Vec<_>>()
+        };
+        // Across three pages, to the last byte of a region, the first of the next, nothing at all.
+        memory.write(0x1_0fff, &[1; 0x1002]).unwrap();
+        memory.write(0x3f_ffff, &[1]).unwrap();
+        memory.write(1 << 32, &[1]).unwrap();
+        memory.write(0x2_0000, &[]).unwrap();
+        assert_eq!(dirty(0), [0x10, 0x11, 0x12, 0x3ff]);
+        assert_eq!(dirty(1), [0]);
+        assert_eq!((dirty(0), dirty(1)), (vec![], vec![]));
+        assert!(memory.write(0x3f_ffff, &[1; 2]).is_err());
+        assert_eq!(dirty(0), [] as [usize; 0], "a refused write changes nothing");
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! A page's generation changes after its bytes changed under a `CODE` mark. Decoded instructions whose
 //! generation is current were decoded from current bytes.
 
+#![expect(unsafe_code, reason = "turns boxes of zeros into boxes of atomic zeros")]
+
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 /// A software CPU holds instructions decoded from this page.
@@ -26,17 +28,29 @@ pub struct PageTracker {
     logging: AtomicBool,
 }
 
-fn zeroed<T>(count: usize, make: impl Fn() -> T) -> Box<[T]> {
-    std::iter::repeat_with(make).take(count).collect()
+/// Zeros that take host memory only where they are touched: a machine of 64 GiB has millions of pages.
+macro_rules! zeroed {
+    ($count:expr, $plain:ty, $atomic:ty) => {{
+        let zeros: Box<[$plain]> = vec![0; $count].into_boxed_slice();
+        // SAFETY: an atomic integer has the size and the bit validity of the plain one; the assertion below
+        // makes sure of the alignment, with which the allocation is freed.
+        unsafe { Box::from_raw(Box::into_raw(zeros) as *mut [$atomic]) }
+    }};
 }
+
+const _: () = assert!(
+    align_of::<u8>() == align_of::<AtomicU8>()
+        && align_of::<u32>() == align_of::<AtomicU32>()
+        && align_of::<u64>() == align_of::<AtomicU64>()
+);
 
 impl PageTracker {
     /// A tracker for `pages` pages, nothing marked.
     pub fn new(pages: usize) -> Self {
         PageTracker {
-            flags: zeroed(pages, || AtomicU8::new(0)),
-            generations: zeroed(pages, || AtomicU32::new(0)),
-            dirty: zeroed(pages.div_ceil(64), || AtomicU64::new(0)),
+            flags: zeroed!(pages, u8, AtomicU8),
+            generations: zeroed!(pages, u32, AtomicU32),
+            dirty: zeroed!(pages.div_ceil(64), u64, AtomicU64),
             logging: AtomicBool::new(false),
         }
     }

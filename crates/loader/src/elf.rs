@@ -1,6 +1,6 @@
 //! ELF executables, 32-bit and 64-bit, little-endian x86 (System V gABI, chapters 4 and 5).
 
-use crate::fields::{bytes, u16_at, u32_at, u64_at};
+use crate::fields::{Fields, bytes, u32_at, u64_at};
 use crate::layout::TABLES_END;
 use crate::{LoadError, Prepared};
 use std::path::{Path, PathBuf};
@@ -46,57 +46,65 @@ pub struct ElfImage<'a> {
 impl<'a> ElfImage<'a> {
     /// Reads and checks the headers.
     pub fn parse(path: &Path, image: &'a [u8]) -> Result<Self, LoadError> {
-        let fail = |problem: &str| LoadError::elf(path, problem);
-        let cut = || fail("its headers are cut off; copy the file again");
-        let ident = bytes(image, 0, 16).ok_or_else(cut)?;
-        let wide = match ident[4] {
+        let fields = Fields::new(path, image, LoadError::elf);
+        let wide = match fields.u8(4, "EI_CLASS")? {
             1 => false,
             2 => true,
-            _ => return Err(fail("its class is neither 32-bit nor 64-bit; the file is damaged")),
+            class => {
+                return Err(fields.fail(format!(
+                    "its field EI_CLASS at offset 4 is {class}, neither 32-bit (1) nor 64-bit (2); the file is damaged"
+                )));
+            }
         };
-        if ident[5] != 1 {
-            return Err(fail("it is big-endian; an x86 kernel is little-endian"));
+        if fields.u8(5, "EI_DATA")? != 1 {
+            return Err(fields
+                .fail("its field EI_DATA at offset 5 does not say little-endian (1), as an x86 kernel is"));
         }
-        let machine = u16_at(image, 18).ok_or_else(cut)?;
+        let machine = fields.u16(18, "e_machine")?;
         if machine != EM_386 && machine != EM_X86_64 {
-            return Err(fail(&format!("it is for machine type {machine}; x86 (3) or x86-64 (62) is needed")));
+            return Err(fields.fail(format!(
+                "its field e_machine at offset 0x12 is {machine}; x86 (3) or x86-64 (62) is needed"
+            )));
         }
-        // e_phoff, e_phentsize, e_phnum
-        let (table, shape) =
-            if wide { (u64_at(image, 32), 54) } else { (u32_at(image, 28).map(u64::from), 42) };
-        let table = table.ok_or_else(cut)?;
-        let entry = if wide { u64_at(image, 24) } else { u32_at(image, 24).map(u64::from) };
-        let entry_size = u64::from(u16_at(image, shape).ok_or_else(cut)?);
-        let count = u64::from(u16_at(image, shape + 2).ok_or_else(cut)?);
+        let address = |wide_at: u64, narrow_at: u64, name| {
+            if wide { fields.u64(wide_at, name) } else { fields.u32(narrow_at, name).map(u64::from) }
+        };
+        let entry = address(24, 24, "e_entry")?;
+        let table = address(32, 28, "e_phoff")?;
+        let shape = if wide { 54 } else { 42 };
+        let entry_size = u64::from(fields.u16(shape, "e_phentsize")?);
+        let count = u64::from(fields.u16(shape + 2, "e_phnum")?);
         if entry_size < if wide { 56 } else { 32 } || count == 0 {
-            return Err(fail(
-                "it has no program headers; an executable kernel is needed, not an object file",
-            ));
+            return Err(fields.fail(format!(
+                "its fields e_phentsize and e_phnum at offset {shape:#x} announce {count} program headers of {entry_size} bytes; an executable kernel is needed, not an object file"
+            )));
         }
         let headers = table
             .checked_add(entry_size * count)
             .and_then(|_| bytes(image, table, entry_size * count))
-            .ok_or_else(|| fail("its program headers lie beyond the end of the file; copy the file again"))?;
+            .ok_or_else(|| {
+                fields.fail(format!(
+                    "its field e_phoff names {count} program headers at offset {table:#x}, the file has {:#x} bytes; copy it again",
+                    image.len()
+                ))
+            })?;
         let read = if wide { read_wide } else { read_narrow };
-        let segments: Option<Vec<_>> = headers.chunks_exact(entry_size as usize).map(read).collect();
-        let result = ElfImage {
-            path: path.to_owned(),
-            image,
-            entry: entry.ok_or_else(cut)?,
-            segments: segments.ok_or_else(cut)?,
-        };
+        // Each chunk has the length of a header, as checked above.
+        let segments = headers.chunks_exact(entry_size as usize).filter_map(read).collect();
+        let result = ElfImage { path: path.to_owned(), image, entry, segments };
         result.check_segments()?;
         Ok(result)
     }
 
     /// Every segment lies in the file.
     fn check_segments(&self) -> Result<(), LoadError> {
-        for segment in self.segments.iter().filter(|s| s.kind == PT_LOAD || s.kind == PT_NOTE) {
+        let wanted = |s: &(usize, &Segment)| s.1.kind == PT_LOAD || s.1.kind == PT_NOTE;
+        for (index, segment) in self.segments.iter().enumerate().filter(wanted) {
             if bytes(self.image, segment.offset, segment.file_size).is_none() {
                 return Err(LoadError::elf(
                     &self.path,
                     format!(
-                        "it is truncated: a segment takes bytes {:#x}+{:#x}, the file has {:#x}; copy it again",
+                        "it is truncated: the fields p_offset and p_filesz of program header {index} announce bytes {:#x}+{:#x}, the file has {:#x}; copy it again",
                         segment.offset,
                         segment.file_size,
                         self.image.len()
@@ -117,26 +125,41 @@ impl<'a> ElfImage<'a> {
         }
     }
 
+    /// Whether a segment that is loaded holds a physical address.
+    pub(crate) fn loads(&self, address: u64) -> bool {
+        self.segments.iter().any(|s| s.kind == PT_LOAD && address.wrapping_sub(s.address) < s.memory_size)
+    }
+
     /// The PVH entry's physical address, if a note says so.
     pub fn pvh_entry(&self) -> Option<u64> {
         let notes = self.segments.iter().filter(|s| s.kind == PT_NOTE);
         notes.filter_map(|s| find_pvh_note(bytes(self.image, s.offset, s.file_size)?, s.align)).next()
     }
 
-    /// Copies all segments into RAM, above the first MiB, and returns where the last ends.
+    /// Copies all segments into RAM and returns where the last ends, or the first MiB.
     pub(crate) fn load(&self, prepared: &Prepared<'_>) -> Result<u64, LoadError> {
         let mut end = TABLES_END;
-        for segment in self.segments.iter().filter(|s| s.kind == PT_LOAD && s.memory_size != 0) {
-            if segment.address < TABLES_END {
+        let loaded = |s: &(usize, &Segment)| s.1.kind == PT_LOAD && s.1.memory_size != 0;
+        for (index, segment) in self.segments.iter().enumerate().filter(loaded) {
+            let segment_end = segment.address.saturating_add(segment.memory_size);
+            if !prepared.is_free(segment.address, segment_end) {
                 return Err(LoadError::elf(
                     &self.path,
-                    format!("a segment wants address {:#x}; kernels are loaded above 1 MiB", segment.address),
+                    format!(
+                        "the field p_paddr of program header {index} wants address {:#x}, where the firmware's tables are; 1 MiB and above are free",
+                        segment.address
+                    ),
                 ));
             }
             if segment.file_size > segment.memory_size {
-                return Err(LoadError::elf(&self.path, "a segment is larger in the file than in memory"));
+                return Err(LoadError::elf(
+                    &self.path,
+                    format!(
+                        "the field p_filesz of program header {index} ({:#x}) is larger than p_memsz ({:#x}); the file is damaged",
+                        segment.file_size, segment.memory_size
+                    ),
+                ));
             }
-            let segment_end = segment.address.saturating_add(segment.memory_size);
             if segment_end > prepared.low_end {
                 let (path, end) = (self.path.clone(), prepared.low_end);
                 return Err(LoadError::KernelTooLarge { path, needed: segment_end, end });
@@ -196,6 +219,7 @@ fn find_pvh_note(notes: &[u8], align: u64) -> Option<u64> {
         let len = u64::from(u32_at(notes, at + 4)?);
         let kind = u32_at(notes, at + 8)?;
         let name = bytes(notes, at + 12, name_len)?;
+        // In 64 bits, 32-bit lengths cannot wrap.
         let content = (at + 12 + name_len).next_multiple_of(align);
         if kind == PHYS32_ENTRY && name.starts_with(b"Xen") {
             return match len {

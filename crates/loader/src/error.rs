@@ -138,14 +138,14 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    pub(crate) fn bzimage(path: &Path, problem: impl Into<String>) -> Self {
-        LoadError::BzImage { path: path.to_owned(), problem: problem.into() }
+    pub(crate) fn bzimage(path: &Path, problem: String) -> Self {
+        LoadError::BzImage { path: path.to_owned(), problem }
     }
-    pub(crate) fn elf(path: &Path, problem: impl Into<String>) -> Self {
-        LoadError::Elf { path: path.to_owned(), problem: problem.into() }
+    pub(crate) fn elf(path: &Path, problem: String) -> Self {
+        LoadError::Elf { path: path.to_owned(), problem }
     }
-    pub(crate) fn multiboot(path: &Path, problem: impl Into<String>) -> Self {
-        LoadError::Multiboot { path: path.to_owned(), problem: problem.into() }
+    pub(crate) fn multiboot(path: &Path, problem: String) -> Self {
+        LoadError::Multiboot { path: path.to_owned(), problem }
     }
 
     /// Guesses what a file is that no loader knows.

@@ -16,6 +16,8 @@ pub const PAGE_TABLES: u64 = 0x9000;
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// Bytes for the command line and its zero.
 pub const COMMAND_LINE_ROOM: usize = 0x1_0000;
+/// End of what the loader writes into low RAM.
+pub const STRUCTURES_END: u64 = COMMAND_LINE + COMMAND_LINE_ROOM as u64;
 /// RAM below this is free for the loader's structures.
 pub const LOW_RAM_USED: u64 = 0x9_fc00;
 /// SMBIOS and ACPI tables, in the area where a guest without a pointer searches for them.

@@ -13,6 +13,7 @@
 //! | format | module | entered by |
 //! |---|---|---|
 //! | bzImage | [`bzimage`] | 64-bit or 32-bit Linux boot protocol ([`linux`]) |
+//! | bzImage, unpacked here | [`payload`] | [`pvh`], if asked for |
 //! | ELF with a PVH note | [`elf`] | [`pvh`] |
 //! | ELF or flat file with a multiboot header | [`multiboot`] | multiboot |
 //!
@@ -30,6 +31,7 @@ mod layout;
 pub mod linux;
 mod memory_map;
 pub mod multiboot;
+pub mod payload;
 pub mod pvh;
 mod smbios;
 
@@ -112,6 +114,8 @@ pub(crate) struct Prepared<'a> {
     /// End of RAM below 4 GiB.
     pub low_end: u64,
     pub rsdp: u64,
+    /// End of the firmware tables below 1 MiB.
+    tables_end: u64,
 }
 
 impl<'a> Prepared<'a> {
@@ -122,13 +126,23 @@ impl<'a> Prepared<'a> {
         }
         let map = memory_map::build(memory, layout);
         let after = smbios::write(memory, layout::TABLES_START)?;
-        let rsdp = acpi::write(memory, layout, after)?;
-        Ok(Prepared { memory, boot, map, low_end, rsdp })
+        let (rsdp, tables_end) = acpi::write(memory, layout, after)?;
+        Ok(Prepared { memory, boot, map, low_end, rsdp, tables_end })
+    }
+
+    /// Whether the loader's own structures leave room for a piece of a kernel from `start` to `end`.
+    pub fn is_free(&self, start: u64, end: u64) -> bool {
+        start >= layout::STRUCTURES_END && end <= layout::LOW_RAM_USED || start >= self.tables_end
     }
 
     /// Copies the command line (with its terminating zero) into RAM.
     pub fn write_command_line(&self, limit: usize) -> Result<u64, LoadError> {
-        let text = self.boot.append.as_bytes();
+        self.write_text(&self.boot.append, limit)
+    }
+
+    /// Puts a text with its terminating zero where the command line belongs.
+    fn write_text(&self, text: &str, limit: usize) -> Result<u64, LoadError> {
+        let text = text.as_bytes();
         if text.contains(&0) {
             return Err(LoadError::CommandLineZero);
         }

@@ -1,10 +1,11 @@
 //! The Linux/x86 boot protocol: zero page, placement, 32-bit and 64-bit entries.
 
 use crate::bzimage::{HEADER, SetupHeader};
+use crate::elf::ElfImage;
 use crate::fields::{bytes, put};
 use crate::layout::ZERO_PAGE;
 use crate::memory_map::MemoryRange;
-use crate::{Entry, EntryProtocol, LoadError, Prepared};
+use crate::{Entry, EntryProtocol, LoadError, Prepared, payload, pvh};
 
 /// Offsets in the zero page (`struct boot_params`) and in the setup header it contains.
 mod offset {
@@ -45,8 +46,7 @@ pub(crate) fn load(prepared: &Prepared<'_>, image: &[u8]) -> Result<Entry, LoadE
         }
         EntryProtocol::Linux64 => true,
         EntryProtocol::Linux32 => false,
-        // The ELF file with the note is packed inside.
-        EntryProtocol::Pvh => return Err(LoadError::NoEntry { path: path.clone(), protocol: "PVH" }),
+        EntryProtocol::Pvh => return load_packed(prepared, image, &header),
         EntryProtocol::Multiboot => {
             return Err(LoadError::NoEntry { path: path.clone(), protocol: "multiboot" });
         }
@@ -74,6 +74,15 @@ pub(crate) fn load(prepared: &Prepared<'_>, image: &[u8]) -> Result<Entry, LoadE
     };
     entry.write_tables(prepared.memory)?;
     Ok(entry)
+}
+
+/// Enters the ELF file that is packed in a bzImage through its PVH note. Unpacking is ours then, not the guest's.
+fn load_packed(prepared: &Prepared<'_>, image: &[u8], header: &SetupHeader) -> Result<Entry, LoadError> {
+    let path = &prepared.boot.kernel;
+    let no_entry = || LoadError::NoEntry { path: path.clone(), protocol: "PVH" };
+    let unpacked = payload::unpack(path, image, header.payload.ok_or_else(no_entry)?, prepared.low_end)?;
+    let elf = ElfImage::parse(path, &unpacked)?;
+    pvh::load(prepared, &elf, elf.pvh_entry().ok_or_else(no_entry)?)
 }
 
 fn zero_page(

@@ -15,7 +15,7 @@ const MODULE_LEN: u64 = 32;
 pub(crate) fn load(prepared: &Prepared<'_>, image: &ElfImage<'_>, entry: u64) -> Result<Entry, LoadError> {
     let path = &prepared.boot.kernel;
     let end = image.load(prepared)?;
-    if entry >= end {
+    if !image.loads(entry) {
         let problem = format!("its PVH note names address {entry:#x}, where nothing is loaded");
         return Err(LoadError::elf(path, problem));
     }

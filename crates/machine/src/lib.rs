@@ -24,5 +24,5 @@ mod vcpu_thread;
 pub use board::{BoardSettings, Disk};
 pub use chipset::serial::{Serial, SerialBackend};
 pub use life::{Machine, MachineError, MachineEvent, MachineSettings};
-pub use loader::BootSource;
+pub use loader::{BootSource, EntryProtocol};
 pub use virtio::console::Console;

@@ -27,8 +27,8 @@ mod size;
 pub use disk::{DiskConfig, DiskFormat, MAX_DISK_QUEUES};
 pub use error::ConfigError;
 pub use machine::{
-    DEFAULT_DEBUG_EXIT_PORT, EngineChoice, MAX_CPUS, MAX_MEMORY, MAX_TRANSLATION_CACHE, MIN_MEMORY,
-    MIN_TRANSLATION_CACHE, SoftwareTier, VmConfig,
+    DEFAULT_DEBUG_EXIT_PORT, EngineChoice, EntryChoice, MAX_CPUS, MAX_MEMORY, MAX_TRANSLATION_CACHE,
+    MIN_MEMORY, MIN_TRANSLATION_CACHE, SoftwareTier, VmConfig,
 };
 pub use serial::SerialConfig;
 pub use size::ByteSize;

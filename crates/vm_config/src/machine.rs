@@ -88,6 +88,41 @@ impl FromStr for SoftwareTier {
     }
 }
 
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryChoice {
+    /// The best way the kernel offers.
+    #[default]
+    Auto,
+    /// Linux boot protocol, 64-bit entry.
+    Linux64,
+    /// Linux boot protocol, 32-bit entry.
+    Linux32,
+    /// PVH.
+    Pvh,
+    /// Multiboot, version 1.
+    Multiboot,
+}
+
+impl FromStr for EntryChoice {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "auto" => Ok(EntryChoice::Auto),
+            "linux64" => Ok(EntryChoice::Linux64),
+            "linux32" => Ok(EntryChoice::Linux32),
+            "pvh" => Ok(EntryChoice::Pvh),
+            "multiboot" => Ok(EntryChoice::Multiboot),
+            _ => {
+                let reason = "one of auto, linux64, linux32, pvh, multiboot is needed";
+                Err(ConfigError::value("Entry", text, reason))
+            }
+        }
+    }
+}
+
 /// Least size of the translation cache of a processor.
 pub const MIN_TRANSLATION_CACHE: ByteSize = ByteSize(1 << 20);
 /// Greatest size of the translation cache of a processor: what a jump can reach.
@@ -105,6 +140,8 @@ pub struct VmConfig {
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
     pub append: String,
+    /// How the kernel is entered.
+    pub entry: EntryChoice,
     /// Memory, [`MIN_MEMORY`] to [`MAX_MEMORY`], whole pages.
     pub memory: ByteSize,
     /// Processors, 1 to [`MAX_CPUS`].
@@ -136,6 +173,7 @@ impl Default for VmConfig {
             kernel: None,
             initrd: None,
             append: String::new(),
+            entry: EntryChoice::Auto,
             memory: ByteSize(512 << 20),
             cpus: 1,
             cpu: "max".to_owned(),

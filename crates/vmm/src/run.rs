@@ -9,14 +9,13 @@ use crate::socket::Listener;
 use crate::stats::{State, Stats, Status};
 use crate::{Outcome, VmmError, disks, fatal, terminal};
 use engine::cpu_model::CpuModel;
-use machine::BootSource;
 use machine::engines::{Chosen, choose};
-use machine::{BoardSettings, Machine, MachineError, MachineSettings};
+use machine::{BoardSettings, BootSource, EntryProtocol, Machine, MachineError, MachineSettings};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
-use vm_config::{EngineChoice, VmConfig};
+use vm_config::{EngineChoice, EntryChoice, VmConfig};
 
 /// What is not about the machine but about this run of it.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +49,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
             kernel: config.kernel.clone().unwrap_or_default(),
             initrd: config.initrd.clone(),
             append: config.append.clone(),
-            ..BootSource::default()
+            protocol: entry(config.entry),
         },
         board: BoardSettings { serial: queue.clone(), console: None, disks, debug_exit: config.debug_exit },
     };
@@ -81,6 +80,16 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
         print(&stats);
     }
     Ok(outcome)
+}
+
+fn entry(choice: EntryChoice) -> EntryProtocol {
+    match choice {
+        EntryChoice::Auto => EntryProtocol::Auto,
+        EntryChoice::Linux64 => EntryProtocol::Linux64,
+        EntryChoice::Linux32 => EntryProtocol::Linux32,
+        EntryChoice::Pvh => EntryProtocol::Pvh,
+        EntryChoice::Multiboot => EntryProtocol::Multiboot,
+    }
 }
 
 fn print(stats: &Stats) {
@@ -148,7 +157,8 @@ impl Guest for RunningGuest<'_> {
             EngineName::Software => EngineChoice::Software,
             EngineName::Kvm => EngineChoice::Kvm,
         };
-        let chosen = choose(choice).map_err(|error| in_words(&error))?;
+        let wanted = VmConfig { engine: choice, ..self.config.clone() };
+        let chosen = choose(&wanted).map_err(|error| in_words(&error))?;
         let switched = self.machine.switch_engine(chosen.engine, chosen.carrier);
         switched.map(|()| true).map_err(|error: MachineError| in_words(&error))
     }

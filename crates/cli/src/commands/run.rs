@@ -4,7 +4,8 @@ use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
 use vm_config::{
-    ByteSize, DEFAULT_DEBUG_EXIT_PORT, DiskConfig, EngineChoice, SerialConfig, SoftwareTier, VmConfig,
+    ByteSize, DEFAULT_DEBUG_EXIT_PORT, DiskConfig, EngineChoice, EntryChoice, SerialConfig, SoftwareTier,
+    VmConfig,
 };
 use vmm::{Outcome, RunOptions, VmmError};
 
@@ -58,6 +59,9 @@ pub struct RunArgs {
     /// Kernel command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
+    /// How the kernel is entered: auto, linux64, linux32, pvh or multiboot [default: auto]
+    #[arg(long)]
+    entry: Option<EntryChoice>,
     /// Memory [default: 512M]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     memory: Option<ByteSize>,
@@ -126,6 +130,7 @@ impl RunArgs {
         set(&mut config.software_tier, &self.software_tier);
         set(&mut config.translation_cache_size, &self.translation_cache_size);
         set(&mut config.verify, &self.verify);
+        set(&mut config.entry, &self.entry);
         set(&mut config.serial, &self.serial);
         config.kernel = self.kernel.clone().or(config.kernel);
         config.initrd = self.initrd.clone().or(config.initrd);

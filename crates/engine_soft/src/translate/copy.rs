@@ -68,7 +68,20 @@ fn is_integer(mnemonic: Mnemonic) -> bool {
             | M::Clc
             | M::Stc
             | M::Cmc
-            | M::Movbe
+            | M::Movnti
+            | M::Lfence
+            | M::Mfence
+            | M::Sfence
+    ) || is_extension(mnemonic)
+        || is_conditional(mnemonic)
+}
+
+/// MOVBE, CRC32, POPCNT, LZCNT, BMI1, BMI2 and ADX.
+fn is_extension(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Movbe
             | M::Crc32
             | M::Popcnt
             | M::Lzcnt
@@ -88,11 +101,7 @@ fn is_integer(mnemonic: Mnemonic) -> bool {
             | M::Shrx
             | M::Adcx
             | M::Adox
-            | M::Movnti
-            | M::Lfence
-            | M::Mfence
-            | M::Sfence
-    ) || is_conditional(mnemonic)
+    )
 }
 
 fn is_conditional(mnemonic: Mnemonic) -> bool {

@@ -28,7 +28,7 @@ fn sum(bytes: &[u8]) -> u8 {
 /// Follows the pointers as a guest does: (signature, table).
 fn walk(layout: &BoardLayout) -> Vec<(String, Vec<u8>)> {
     let memory = GuestMemory::new(&[(0, 2 << 20)]).unwrap();
-    let rsdp_address = write(&memory, layout, 0xe_0000).unwrap();
+    let (rsdp_address, _) = write(&memory, layout, 0xe_0000).unwrap();
     assert_eq!(rsdp_address % 16, 0);
     let rsdp = read(&memory, rsdp_address, tables::RSDP_LEN);
     assert_eq!(&rsdp[..8], b"RSD PTR ");
