@@ -18,8 +18,8 @@ use x86::Exception;
 
 /// Instructions in a block, at most.
 const LONGEST_BLOCK: usize = 64;
-/// Decoded instructions after which everything is forgotten.
-const CAPACITY: usize = 1 << 20;
+/// Decoded instructions after which everything is forgotten: about 10 MiB with their blocks, for each processor.
+const CAPACITY: usize = 1 << 17;
 const JUMP_SIZE: usize = 1 << 14;
 /// Longest instruction in bytes (SDM 2A 2.3.11).
 const LONGEST_INSN: usize = 15;
