@@ -32,13 +32,39 @@ enum Outgoing {
     Close,
 }
 
+/// Where a client is with its requests. A machine that ends lets the last answer out first.
+#[derive(Default)]
+struct Progress {
+    /// A request is with the driver, or its answer not yet queued.
+    busy: bool,
+    /// The machine ends.
+    ending: bool,
+}
+
 struct Client {
+    progress: Mutex<Progress>,
     outgoing: SyncSender<Outgoing>,
     stream: UnixStream,
     wants_events: AtomicBool,
 }
 
 impl Client {
+    /// Says farewell, now or after the answer that is due.
+    fn end(&self) {
+        let mut progress = self.progress.lock();
+        progress.ending = true;
+        if !progress.busy {
+            self.say(Outgoing::Close);
+        }
+    }
+
+    /// The answer is queued; whether the machine goes on.
+    fn answered(&self) -> bool {
+        let mut progress = self.progress.lock();
+        progress.busy = false;
+        !progress.ending
+    }
+
     /// Queues a line; a client that lets them pile up is cut off.
     fn say(&self, outgoing: Outgoing) {
         if self.outgoing.try_send(outgoing).is_err() {
@@ -94,7 +120,7 @@ impl Drop for Server {
         self.listener.remove();
         let end = Instant::now() + FAREWELL_TIME;
         let mut list = self.clients.list.lock();
-        list.iter().for_each(|client| client.say(Outgoing::Close));
+        list.iter().for_each(|client| client.end());
         while !list.is_empty() && !self.clients.left.wait_until(&mut list, end).timed_out() {}
     }
 }
@@ -103,8 +129,12 @@ impl Clients {
     fn serve(self: Arc<Self>, mut stream: UnixStream, requests: Sender<Request>) -> Result<()> {
         stream.set_write_timeout(Some(WRITE_TIME))?;
         let (outgoing, lines) = sync_channel(OUTGOING);
-        let client =
-            Arc::new(Client { outgoing, stream: stream.try_clone()?, wants_events: AtomicBool::new(false) });
+        let client = Arc::new(Client {
+            outgoing,
+            stream: stream.try_clone()?,
+            wants_events: AtomicBool::new(false),
+            progress: Mutex::default(),
+        });
         {
             let mut list = self.list.lock();
             if list.len() >= MAX_CLIENTS {
@@ -171,6 +201,7 @@ fn read_requests(client: &Client, requests: &Sender<Request>) -> Result<()> {
                 (id, Ok(serde_json::json!({})))
             }
             Ok((id, command)) => {
+                client.progress.lock().busy = true;
                 let (sender, answer) = channel();
                 let ending = || Refusal::new(RefusalKind::Ending, "The machine ends");
                 let sent = requests.send(Request::Control { command, reply: sender });
@@ -181,6 +212,9 @@ fn read_requests(client: &Client, requests: &Sender<Request>) -> Result<()> {
             }
         };
         client.say(Outgoing::Line(reply_line(&id, &reply)));
+        if !client.answered() {
+            break;
+        }
     }
     // What was asked before is still answered.
     client.say(Outgoing::Close);
