@@ -163,25 +163,6 @@ fn is_excluded(instruction: &Instruction) -> bool {
         || instruction.is_privileged() && !instruction.is_string_instruction()
 }
 
-/// Where a faulting instruction of the engine leaves something else than this processor does, found by this comparison
-/// and open: gathers whose mask silicon spreads before the first access, and ten-byte x87 stores of which silicon
-/// stores eight bytes before the other two fault.
-fn is_known_difference(instruction: &Instruction) -> bool {
-    use Mnemonic as M;
-    let gather = matches!(
-        instruction.mnemonic(),
-        M::Vgatherdps
-            | M::Vgatherdpd
-            | M::Vgatherqps
-            | M::Vgatherqpd
-            | M::Vpgatherdd
-            | M::Vpgatherdq
-            | M::Vpgatherqd
-            | M::Vpgatherqq
-    );
-    gather || matches!(instruction.code(), Code::Fbstp_m80bcd | Code::Fstp_m80fp)
-}
-
 /// Near branches are drawn rarely, and only short ones forward: into later instructions' bytes or the `hlt`s behind
 /// them, never into a loop. Indirect ones end in a fault.
 fn is_wanted_flow(random: &mut Random, instruction: &Instruction) -> bool {

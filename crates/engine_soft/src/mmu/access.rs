@@ -90,6 +90,14 @@ impl Cpu {
         base.wrapping_add(index << (insn.scale & 3)).wrapping_add(insn.disp) & insn.address_mask
     }
 
+    /// Offset of a later part of an operand that is accessed in parts. In 64-bit mode only the operand's own address
+    /// has the instruction's address size: the part behind 4 GiB is there, not at zero.
+    #[inline(always)]
+    pub(crate) fn part(&self, insn: &Insn, operand: u64, at: usize) -> u64 {
+        let offset = operand.wrapping_add(at as u64);
+        if self.long64 { offset } else { offset & insn.address_mask }
+    }
+
     /// Loads the memory operand.
     #[inline(always)]
     pub fn load_operand<T: Plain>(&mut self, insn: &Insn) -> Result<T, Fault> {

@@ -192,8 +192,8 @@ fn general(cpu: &mut Cpu, insn: &Insn) -> Flow {
     if traits.contains(Traits::LOADS) {
         read(cpu, insn, descriptor.size, &mut scratch)?;
     }
-    if traits.contains(Traits::STORES) && traits.intersects(Traits::MXCSR | Traits::MMX) {
-        // A fault must come before MXCSR or the x87 state changes.
+    if traits.contains(Traits::STORES | Traits::MMX) {
+        // A fault must come before the x87 state changes.
         let offset = cpu.address(insn);
         cpu.probe(insn.segment, offset, u32::from(descriptor.size), true)?;
     }
@@ -217,11 +217,12 @@ fn finish(
     scratch: &Scratch,
     environment: &Environment,
 ) -> Flow {
+    if descriptor.traits.contains(Traits::MXCSR) {
+        // Also when VCVTPS2PH cannot store its result: silicon converts first.
+        cpu.vector.mxcsr = environment.mxcsr;
+    }
     if descriptor.traits.contains(Traits::STORES) {
         write(cpu, insn, descriptor.size, scratch)?;
-    }
-    if descriptor.traits.contains(Traits::MXCSR) {
-        cpu.vector.mxcsr = environment.mxcsr;
     }
     if descriptor.traits.contains(Traits::FLAGS) {
         cpu.flags.set_bits(environment.rflags);

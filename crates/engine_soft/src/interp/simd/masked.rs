@@ -16,6 +16,9 @@ mod gather {
     pub const LONG: u64 = 1 << 2;
 }
 
+/// Bytes that a byte-masked store takes at a time.
+const HALF: usize = 8;
+
 /// The handler of a masked move.
 pub(super) fn select(instruction: &Instruction, insn: &mut Insn) -> Option<Handler> {
     use Mnemonic as M;
@@ -65,31 +68,25 @@ fn mask_bytes<M: ByteMove>(instruction: &Instruction, insn: &mut Insn) -> Handle
     M::HANDLER
 }
 
-/// Stores the bytes of `data` whose mask byte has its top bit set, at DS:rDI.
+/// Stores the bytes of `data` whose mask byte has its top bit set, at DS:rDI. Silicon takes eight bytes at a time, the
+/// upper ones first, and faults whatever the mask selects (the SDM leaves this open).
 fn store_bytes(cpu: &mut Cpu, insn: &Insn, data: &[u8], mask: &[u8]) -> Result<(), Fault> {
-    let base = cpu.reg::<u64>(gpr::RDI);
-    let selected = |cpu: &mut Cpu, write: bool| {
-        for (at, (&byte, _)) in data.iter().zip(mask).enumerate().filter(|(_, (_, m))| **m & 0x80 != 0) {
-            let offset = base.wrapping_add(at as u64) & insn.address_mask;
-            if write {
-                cpu.store::<u8>(insn.segment, offset, byte)?;
-            } else {
-                cpu.probe(insn.segment, offset, 1, true)?;
-            }
-        }
-        Ok(())
-    };
-    selected(cpu, false)?;
-    selected(cpu, true)
+    let base = cpu.reg::<u64>(gpr::RDI) & insn.address_mask;
+    for at in (0..data.len()).step_by(HALF).rev() {
+        cpu.probe(insn.segment, cpu.part(insn, base, at), HALF as u32, true)?;
+    }
+    for (at, (&byte, _)) in data.iter().zip(mask).enumerate().filter(|(_, (_, m))| **m & 0x80 != 0) {
+        cpu.store::<u8>(insn.segment, cpu.part(insn, base, at), byte)?;
+    }
+    Ok(())
 }
 
 fn maskmovq(cpu: &mut Cpu, insn: &Insn) -> Flow {
     checks::mmx(cpu)?;
-    let mut image = cpu.fpu.clone();
-    image.enter_mmx();
-    let (data, mask) = (image.st(usize::from(insn.dst)), image.st(usize::from(insn.src)));
+    // Silicon enters MMX state before it looks at the memory.
+    cpu.fpu.enter_mmx();
+    let (data, mask) = (cpu.fpu.st(usize::from(insn.dst)), cpu.fpu.st(usize::from(insn.src)));
     store_bytes(cpu, insn, &data[..8], &mask[..8])?;
-    cpu.fpu = image;
     Ok(())
 }
 
@@ -121,7 +118,7 @@ fn load_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let base = cpu.address(insn);
     let mut value = [0; 32];
     for at in selected::<SIZE>(&mask, insn.extra) {
-        let offset = base.wrapping_add(at as u64) & insn.address_mask;
+        let offset = cpu.part(insn, base, at);
         let element = cpu.load::<[u8; SIZE]>(insn.segment, offset)?;
         value[at..at + SIZE].copy_from_slice(&element);
     }
@@ -134,13 +131,28 @@ fn store_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let mask = cpu.vector.ymm[usize::from(insn.src & 15)];
     let data = cpu.vector.ymm[usize::from(insn.dst & 15)];
     let base = cpu.address(insn);
-    for at in selected::<SIZE>(&mask, insn.extra) {
-        cpu.probe(insn.segment, base.wrapping_add(at as u64) & insn.address_mask, SIZE as u32, true)?;
-    }
+    probe_selected::<SIZE>(cpu, insn, base, &mask)?;
     for at in selected::<SIZE>(&mask, insn.extra) {
         let mut element = [0; SIZE];
         element.copy_from_slice(&data[at..at + SIZE]);
-        cpu.store(insn.segment, base.wrapping_add(at as u64) & insn.address_mask, element)?;
+        cpu.store(insn.segment, cpu.part(insn, base, at), element)?;
+    }
+    Ok(())
+}
+
+/// Faults as silicon's masked store does: it takes the bytes from the first selected element to the last one, and
+/// names the last of them when only the second page faults.
+fn probe_selected<const SIZE: usize>(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    base: u64,
+    mask: &[u8; 32],
+) -> Result<(), Fault> {
+    let mut elements = selected::<SIZE>(mask, insn.extra);
+    let Some(first) = elements.next() else { return Ok(()) };
+    let last = elements.last().unwrap_or(first) + SIZE - 1;
+    for at in [first, last] {
+        cpu.probe(insn.segment, cpu.part(insn, base, at), 1, true)?;
     }
     Ok(())
 }
@@ -162,7 +174,8 @@ fn gathers(instruction: &Instruction, insn: &mut Insn, parameters: u64) -> Optio
 }
 
 /// One element after the other; a fault leaves those before it in place with their masks cleared, so that
-/// the instruction goes on where it stopped.
+/// the instruction goes on where it stopped. Before the first access silicon
+/// spreads each mask's sign over its element, in the whole register as VEX.L has it.
 fn gather<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     checks::vector(cpu, true)?;
     let base = cpu.address(insn);
@@ -171,6 +184,11 @@ fn gather<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let count = length / index_size.max(SIZE);
     let (dst, mask) = (usize::from(insn.dst & 15), usize::from(insn.src & 15));
     let indexes = cpu.vector.ymm[usize::from(insn.extra & 15)];
+    for element in cpu.vector.ymm[mask][..length].chunks_exact_mut(SIZE) {
+        let sign = (element[SIZE - 1] as i8 >> 7) as u8;
+        element.fill(sign);
+    }
+    cpu.vector.ymm[mask][length..].fill(0);
     for element in 0..count {
         let at = element * SIZE;
         if cpu.vector.ymm[mask][at + SIZE - 1] & 0x80 != 0 {
@@ -183,6 +201,7 @@ fn gather<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
             let offset = base.wrapping_add(index << (insn.scale & 3)) & insn.address_mask;
             let value = cpu.load::<[u8; SIZE]>(insn.segment, offset)?;
             cpu.vector.ymm[dst][at..at + SIZE].copy_from_slice(&value);
+            cpu.vector.ymm[dst][length..].fill(0);
         }
         cpu.vector.ymm[mask][at..at + SIZE].fill(0);
     }

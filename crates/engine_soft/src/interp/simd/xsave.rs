@@ -100,15 +100,14 @@ fn register_count(cpu: &Cpu) -> usize {
 /// Writes pieces of an area; all of it has been probed, so faults can no longer come.
 struct Writer<'a> {
     cpu: &'a mut Cpu,
-    segment: u8,
+    insn: &'a Insn,
     offset: u64,
-    mask: u64,
 }
 
 impl Writer<'_> {
     fn put<const N: usize>(&mut self, at: usize, value: [u8; N]) -> Result<(), Fault> {
-        let offset = self.offset.wrapping_add(at as u64) & self.mask;
-        self.cpu.store::<[u8; N]>(self.segment, offset, value)
+        let offset = self.cpu.part(self.insn, self.offset, at);
+        self.cpu.store::<[u8; N]>(self.insn.segment, offset, value)
     }
 
     /// Bytes 0–23 and the x87 registers.
@@ -144,7 +143,7 @@ impl Writer<'_> {
 
 /// Reads `N` bytes of an area.
 fn get<const N: usize>(cpu: &mut Cpu, insn: &Insn, offset: u64, at: usize) -> Result<[u8; N], Fault> {
-    cpu.load::<[u8; N]>(insn.segment, offset.wrapping_add(at as u64) & insn.address_mask)
+    cpu.load::<[u8; N]>(insn.segment, cpu.part(insn, offset, at))
 }
 
 /// The x87 component of an area.
@@ -185,7 +184,7 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     not_available(cpu, Cr0::EM | Cr0::TS)?;
     let offset = area(cpu, insn, 16)?;
     cpu.probe(insn.segment, offset, 512, true)?;
-    let mut writer = Writer { cpu, segment: insn.segment, offset, mask: insn.address_mask };
+    let mut writer = Writer { cpu, insn, offset };
     writer.x87(WIDE)?;
     writer.mxcsr()?;
     writer.vectors(160, 0)?;
@@ -250,7 +249,7 @@ fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
     let len = if wanted & AVX != 0 { YMM + 256 } else { YMM };
     cpu.probe(insn.segment, offset, len as u32, true)?;
     let old = u64::from_le_bytes(get(cpu, insn, offset, HEADER)?);
-    let mut writer = Writer { cpu, segment: insn.segment, offset, mask: insn.address_mask };
+    let mut writer = Writer { cpu, insn, offset };
     if written & X87 != 0 {
         writer.x87(wide)?;
     }

@@ -111,7 +111,7 @@ fn write(cpu: &mut Cpu, insn: &Insn, bytes: &[u8]) -> Result<(), Fault> {
     let base = cpu.address(insn);
     cpu.probe(insn.segment, base, bytes.len() as u32, true)?;
     for (at, pair) in bytes.chunks_exact(2).enumerate() {
-        let offset = base.wrapping_add(2 * at as u64) & insn.address_mask;
+        let offset = cpu.part(insn, base, 2 * at);
         cpu.store::<[u8; 2]>(insn.segment, offset, [pair[0], pair[1]])?;
     }
     Ok(())
@@ -120,7 +120,7 @@ fn write(cpu: &mut Cpu, insn: &Insn, bytes: &[u8]) -> Result<(), Fault> {
 fn read(cpu: &mut Cpu, insn: &Insn, bytes: &mut [u8]) -> Result<(), Fault> {
     let base = cpu.address(insn);
     for (at, pair) in bytes.chunks_exact_mut(2).enumerate() {
-        let offset = base.wrapping_add(2 * at as u64) & insn.address_mask;
+        let offset = cpu.part(insn, base, 2 * at);
         pair.copy_from_slice(&cpu.load::<[u8; 2]>(insn.segment, offset)?);
     }
     Ok(())

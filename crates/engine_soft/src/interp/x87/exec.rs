@@ -193,7 +193,7 @@ fn store(cpu: &mut Cpu, insn: &Insn) -> Flow {
             2 => cpu.store_operand(insn, first::<2>(&scratch)),
             4 => cpu.store_operand(insn, first::<4>(&scratch)),
             8 => cpu.store_operand(insn, first::<8>(&scratch)),
-            _ => cpu.store_operand(insn, first::<10>(&scratch)),
+            _ => store_ten(cpu, insn, address, &scratch),
         }
     };
     if let Err(fault) = result {
@@ -201,6 +201,12 @@ fn store(cpu: &mut Cpu, insn: &Insn) -> Flow {
         return Err(fault.into());
     }
     Ok(())
+}
+
+/// Eight bytes and then two, as silicon does: the first part stays if the second one faults.
+fn store_ten(cpu: &mut Cpu, insn: &Insn, address: u64, scratch: &[u8; 16]) -> Result<(), Fault> {
+    cpu.store(insn.segment, address, first::<8>(scratch))?;
+    cpu.store(insn.segment, cpu.part(insn, address, 8), [scratch[8], scratch[9]])
 }
 
 fn first<const N: usize>(scratch: &[u8; 16]) -> [u8; N] {
