@@ -1,12 +1,16 @@
-//! Execution on an engine: a 64-bit guest that is nothing but page tables, an IDT and the case's user code.
+//! Execution on an engine: a 64-bit guest that is nothing but page tables, descriptor tables and the case's user code.
 //!
 //! Exceptions are delivered for real, through the IDT to CPL 0, where each vector has a `hlt` of its own. The
 //! outcome is read from the frame that delivery pushed.
 
-use crate::case::{Case, Outcome};
-use crate::{CODE_ADDRESS, CODE_MAX, DATA_ADDRESS, DATA_SIZE, XSAVE_SIZE};
+use crate::case::{Case, Outcome, fill_initial};
+use crate::executor::Executor;
+use crate::layout::{self, KERNEL_CS, KERNEL_TR};
+use crate::{CODE_ADDRESS, CODE_SIZE, DATA_ADDRESS, DATA_SIZE, XSAVE_SIZE};
 use anyhow::{Context, Result, bail};
-use engine::{Vcpu, VcpuIo, VmExit};
+use engine::cpu_model::CpuModel;
+use engine::{Engine, Vcpu, VcpuIo, VmExit, VmSettings};
+use guest_clock::{HostEntropy, ManualClock};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use x86::{CpuState, Cr0, Cr4, DescriptorTable, Efer, MpState, Segment, SegmentAttributes, XsaveArea};
@@ -14,6 +18,7 @@ use x86::{CpuState, Cr0, Cr4, DescriptorTable, Efer, MpState, Segment, SegmentAt
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
 const TSS: u64 = 0x3000;
+const LDT: u64 = 0x3800;
 const STACK_TOP: u64 = 0x5000;
 const HANDLERS: u64 = 0x6000;
 const PAGE_TABLES: u64 = 0x1_0000;
@@ -23,9 +28,10 @@ const RAM: u64 = 0x10_0000;
 /// Where RAM is mapped for CPL 0: in the upper half, as the host's kernel is, so that stray user addresses meet the
 /// same absence of pages on both sides.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
-const KERNEL_CS: u16 = 0x08;
-const USER_CS: u16 = 0x33;
-const USER_SS: u16 = 0x2b;
+/// Vectors that have a handler of their own.
+const VECTORS: u64 = 32;
+/// Gates that user code may call, in Linux as here: `int3` and `into`.
+const USER_GATES: [u64; 2] = [3, 4];
 
 /// Nothing is outside of this guest's RAM.
 struct NoDevices;
@@ -52,15 +58,39 @@ pub fn memory() -> Result<Arc<GuestMemory>> {
 
 /// A guest on one vCPU.
 pub struct Guest {
+    name: &'static str,
     memory: Arc<GuestMemory>,
     vcpu: Box<dyn Vcpu>,
     start: CpuState,
 }
 
+impl Executor for Guest {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn run(&mut self, cases: &[Case]) -> Result<Vec<Result<Outcome>>> {
+        Ok(cases.iter().map(|case| self.run_case(case)).collect())
+    }
+}
+
 impl Guest {
+    /// The interpreter, with every feature that it offers on this host.
+    pub fn interpreter() -> Result<Self> {
+        let memory = memory()?;
+        let vm = engine_soft::SoftEngine::new().create_vm(VmSettings {
+            memory: memory.clone(),
+            cpus: 1,
+            model: CpuModel::named("max")?,
+            clock: Arc::new(ManualClock::default()),
+            entropy: Arc::new(HostEntropy),
+        })?;
+        Guest::new("interpreter", memory, vm.create_vcpu(0)?)
+    }
+
     /// Builds tables in `memory` (from [`memory`]) for a processor fresh from reset.
-    pub fn new(memory: Arc<GuestMemory>, vcpu: Box<dyn Vcpu>) -> Result<Self> {
-        let mut guest = Guest { start: vcpu.state()?, memory, vcpu };
+    pub fn new(name: &'static str, memory: Arc<GuestMemory>, vcpu: Box<dyn Vcpu>) -> Result<Self> {
+        let mut guest = Guest { name, start: vcpu.state()?, memory, vcpu };
         guest.write_descriptors()?;
         guest.write_page_tables()?;
         guest.prepare_state();
@@ -72,18 +102,23 @@ impl Guest {
     }
 
     fn write_descriptors(&self) -> Result<()> {
-        self.put(GDT + u64::from(KERNEL_CS), 0x00af_9b00_0000_ffff)?;
-        self.put(GDT + 0x28, 0x00cf_f300_0000_ffff)?;
-        self.put(GDT + 0x30, 0x00af_fb00_0000_ffff)?;
+        for (at, descriptor) in (0..).zip(layout::GDT) {
+            self.put(GDT + at * 8, descriptor)?;
+        }
+        for (at, entry) in (0..).zip(layout::LDT) {
+            self.put(LDT + at * 8, entry.descriptor())?;
+        }
+        // A busy TSS and an LDT in the global table, as the kernel has them; user code only sees that they are not its.
+        self.put(GDT + u64::from(KERNEL_TR), 0x0000_8b00_0000_0067)?;
+        self.put(GDT + 0x50, 0x0000_8200_0000_005f)?;
         self.put(TSS + 4, KERNEL + STACK_TOP)?;
         self.memory.write(TSS + 0x66, &0xffff_u16.to_le_bytes())?; // I/O bitmap beyond the limit: no ports
-        for vector in 0..32 {
-            let handler = KERNEL + HANDLERS + vector * 16;
-            self.memory.write(HANDLERS + vector * 16, &[0xf4])?;
-            // #BP and #OF gates must be reachable from CPL 3; DPL 3 for all makes INT n legal, but none is generated.
-            let middle = handler >> 16 & 0xffff;
-            let low = handler & 0xffff | u64::from(KERNEL_CS) << 16 | 0xee00_u64 << 32 | middle << 48;
-            self.put(IDT + vector * 16, low)?;
+        for vector in 0..256 {
+            let handler = KERNEL + HANDLERS + vector.min(VECTORS) * 16;
+            self.memory.write(HANDLERS + vector.min(VECTORS) * 16, &[0xf4])?;
+            let (low, middle) = (handler & 0xffff, handler >> 16 & 0xffff);
+            let access = if USER_GATES.contains(&vector) { 0xee00_u64 } else { 0x8e00 };
+            self.put(IDT + vector * 16, low | u64::from(KERNEL_CS) << 16 | access << 32 | middle << 48)?;
             self.put(IDT + vector * 16 + 8, handler >> 32)?;
         }
         Ok(())
@@ -111,21 +146,18 @@ impl Guest {
     }
 
     fn prepare_state(&mut self) {
-        let segment = |selector, limit, attributes| Segment {
+        let system = |selector, base, limit, attributes| Segment {
             selector,
-            base: 0,
+            base,
             limit,
             attributes: SegmentAttributes(attributes),
         };
         let state = &mut self.start;
-        let data = segment(USER_SS, u32::MAX, 0xc0f3);
-        let segments = &mut state.segments;
-        segments.cs = segment(USER_CS, u32::MAX, 0xa0fb);
-        (segments.ss, segments.ds, segments.es, segments.fs, segments.gs) = (data, data, data, data, data);
-        segments.tr = Segment { base: KERNEL + TSS, ..segment(0x40, 0x67, 0x008b) };
-        segments.ldtr = segment(0, 0, 0);
-        state.gdtr = DescriptorTable { base: KERNEL + GDT, limit: 0x37 };
-        state.idtr = DescriptorTable { base: KERNEL + IDT, limit: 32 * 16 - 1 };
+        let ldt_limit = layout::LDT.len() as u32 * 8 - 1;
+        state.segments.tr = system(KERNEL_TR, KERNEL + TSS, 0x67, 0x008b);
+        state.segments.ldtr = system(0x50, KERNEL + LDT, ldt_limit, 0x0082);
+        state.gdtr = DescriptorTable { base: KERNEL + GDT, limit: layout::GDT.len() as u16 * 8 - 1 };
+        state.idtr = DescriptorTable { base: KERNEL + IDT, limit: 256 * 16 - 1 };
         state.cr0 = (Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG).bits();
         let features = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE | Cr4::FSGSBASE | Cr4::UMIP;
         state.cr4 = features.bits();
@@ -135,36 +167,44 @@ impl Guest {
         state.mp_state = MpState::Runnable;
     }
 
-    /// Runs a case.
-    pub fn run(&mut self, case: &Case) -> Result<Outcome> {
-        let mut code = [0xf4; CODE_MAX];
-        code[..case.code.len()].copy_from_slice(&case.code);
+    fn run_case(&mut self, case: &Case) -> Result<Outcome> {
+        let mut code = [0xf4; CODE_SIZE];
+        code[case.code_offset..][..case.code.len()].copy_from_slice(&case.code);
         self.memory.write(CODE_FRAME, &code)?;
-        self.memory.write(DATA_FRAME, &case.data())?;
+        let mut data = [0; DATA_SIZE];
+        case.fill_data(&mut data);
+        self.memory.write(DATA_FRAME, &data)?;
         let mut state = self.start.clone();
         state.gprs = case.gprs;
-        state.rip = CODE_ADDRESS;
+        state.rip = case.rip();
         state.rflags = case.rflags;
+        let segments = &mut state.segments;
+        segments.cs = segment(layout::code_selector(case.mode));
+        let [es, ss, ds, fs, gs] = case.selectors.map(segment);
+        (segments.es, segments.ss, segments.ds, segments.fs, segments.gs) = (es, ss, ds, fs, gs);
+        if case.mode.bits() == 64 {
+            (segments.fs.base, segments.gs.base) = (case.fs_base, case.gs_base);
+        }
         let mut xsave = case.xsave.clone();
         xsave[512] = 7;
         state.xsave = XsaveArea { bytes: xsave };
         self.vcpu.set_state(&state)?;
-        // A `rep` may take many steps; loops are not generated, so a few thousand means that something hangs.
+        // A `rep` may take many steps; a few thousand mean that the code loops.
         for _ in 0..40 {
             let exit = self.vcpu.run_steps(&NoDevices, 1000);
             match exit {
                 VmExit::StepsDone => {}
                 VmExit::Halted => return self.outcome(),
-                other => bail!("the engine answered {other:?} for code {:02x?}", case.code),
+                other => bail!("the engine answered {other:?}"),
             }
         }
-        bail!("code {:02x?} does not end", case.code)
+        bail!("the code does not end")
     }
 
     fn outcome(&self) -> Result<Outcome> {
         let state = self.vcpu.state()?;
         let vector = state.rip.wrapping_sub(KERNEL + HANDLERS) / 16;
-        if vector >= 32 {
+        if vector >= VECTORS {
             bail!("the guest halts at {:#x}, outside its handlers", state.rip);
         }
         let frame: Vec<u64> = (state.gprs[4].wrapping_sub(KERNEL)..STACK_TOP)
@@ -179,14 +219,29 @@ impl Guest {
         let words = &frame[usize::from(has_code)..];
         let mut gprs = state.gprs;
         gprs[4] = words[3];
-        let mut data = vec![0; DATA_SIZE];
-        self.memory.read(DATA_FRAME, &mut data)?;
+        let mut memory = vec![0; DATA_SIZE + CODE_SIZE];
+        self.memory.read(DATA_FRAME, &mut memory[..DATA_SIZE])?;
+        self.memory.read(CODE_FRAME, &mut memory[DATA_SIZE..])?;
+        let segments = &state.segments;
+        let mut xsave = state.xsave.bytes;
+        xsave.resize(XSAVE_SIZE, 0);
+        fill_initial(&mut xsave);
         Ok(Outcome {
             gprs,
             rip: words[0],
+            cs: words[1] as u16,
             rflags: words[2],
-            xsave: normalised(&state.xsave),
-            data,
+            selectors: [
+                segments.es.selector,
+                words[4] as u16,
+                segments.ds.selector,
+                segments.fs.selector,
+                segments.gs.selector,
+            ],
+            fs_base: segments.fs.base,
+            gs_base: segments.gs.base,
+            xsave,
+            memory,
             vector: vector as u8,
             error_code: if has_code { frame[0] as u32 } else { 0 },
             cr2: if vector == 14 { state.cr2 } else { 0 },
@@ -200,22 +255,24 @@ impl Guest {
     }
 }
 
-/// The area with components in their initial state filled in and the header cleared.
-fn normalised(area: &XsaveArea) -> Vec<u8> {
-    let mut bytes = area.bytes.clone();
-    bytes.resize(XSAVE_SIZE, 0);
-    let present = bytes[512];
-    if present & 1 == 0 {
-        bytes[0..24].fill(0);
-        bytes[0..2].copy_from_slice(&0x37f_u16.to_le_bytes());
-        bytes[32..160].fill(0);
+/// A segment register loaded with a selector of the tables.
+fn segment(selector: u16) -> Segment {
+    if selector < 4 {
+        return Segment { selector, ..Segment::default() };
     }
-    if present & 2 == 0 {
-        bytes[160..416].fill(0);
+    let index = usize::from(selector >> 3);
+    let descriptor = if selector & 4 == 0 {
+        layout::GDT.get(index).copied()
+    } else {
+        layout::LDT.get(index).map(|entry| entry.descriptor())
+    };
+    let descriptor = descriptor.unwrap_or_default();
+    let limit = (descriptor & 0xffff | descriptor >> 32 & 0xf_0000) as u32;
+    let granular = descriptor >> 55 & 1 != 0;
+    Segment {
+        selector,
+        base: descriptor >> 16 & 0xff_ffff | descriptor >> 56 << 24,
+        limit: if granular { limit << 12 | 0xfff } else { limit },
+        attributes: SegmentAttributes((descriptor >> 40) as u16 & 0xf0ff),
     }
-    if present & 4 == 0 {
-        bytes[576..XSAVE_SIZE].fill(0);
-    }
-    bytes[416..576].fill(0);
-    bytes
 }

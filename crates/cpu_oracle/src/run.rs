@@ -1,53 +1,54 @@
-//! Silicon and interpreter side by side.
+//! Two executors side by side.
 
 use crate::case::Case;
-use crate::{compare, guest, native};
+use crate::compare;
+use crate::executor::Executor;
+use crate::guest::Guest;
+use crate::native::Native;
 use anyhow::Result;
-use engine::cpu_model::CpuModel;
-use engine::{Engine, VmSettings};
-use guest_clock::{HostEntropy, ManualClock};
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use std::fmt::Write;
-use std::sync::Arc;
 
 /// Cases a batch.
 pub const BATCH: usize = 512;
 
-/// Both sides.
+/// Silicon, and what is compared with it.
 pub struct Oracle {
-    native: native::Native,
-    guest: guest::Guest,
+    silicon: Native,
+    engine: Box<dyn Executor>,
 }
 
 impl Oracle {
     /// Silicon against the interpreter with every feature it offers on this host.
     pub fn new() -> Result<Self> {
-        let memory = guest::memory()?;
-        let engine = engine_soft::SoftEngine::new();
-        let vm = engine.create_vm(VmSettings {
-            memory: memory.clone(),
-            cpus: 1,
-            model: CpuModel::named("max")?,
-            clock: Arc::new(ManualClock::default()),
-            entropy: Arc::new(HostEntropy),
-        })?;
-        Ok(Oracle {
-            native: native::Native::new(BATCH)?,
-            guest: guest::Guest::new(memory, vm.create_vcpu(0)?)?,
-        })
+        Oracle::against(Box::new(Guest::interpreter()?))
     }
 
-    /// For each case what differs, in words; empty where both agree.
+    /// Silicon against any executor.
+    pub fn against(engine: Box<dyn Executor>) -> Result<Self> {
+        Ok(Oracle { silicon: Native::new(BATCH)?, engine })
+    }
+
+    /// For each case what differs, in words; empty where both agree. Cases that neither ends agree.
     pub fn compare(&mut self, cases: &[Case]) -> Result<Vec<String>> {
-        let silicon = self.native.run(cases)?;
-        let both = cases.iter().zip(&silicon);
-        both.map(|(case, silicon)| {
-            Ok(match self.guest.run(case) {
-                Ok(engine) => compare::differences(case, silicon, &engine),
-                Err(error) => format!("  {error:#}\n"),
-            })
-        })
-        .collect()
+        let mut texts = Vec::with_capacity(cases.len());
+        for cases in cases.chunks(BATCH) {
+            let (silicon, engine) = (self.silicon.run(cases)?, self.engine.run(cases)?);
+            for (case, pair) in cases.iter().zip(silicon.iter().zip(&engine)) {
+                texts.push(match pair {
+                    (Ok(silicon), Ok(engine)) => compare::differences(case, silicon, engine),
+                    (Err(_), Err(_)) => String::new(),
+                    (Err(error), Ok(_)) => format!("  {}: {error:#}\n", self.silicon.name()),
+                    (Ok(_), Err(error)) => format!("  {}: {error:#}\n", self.engine.name()),
+                });
+            }
+        }
+        Ok(texts)
+    }
+
+    /// What differs in one case.
+    pub fn compare_one(&mut self, case: &Case) -> Result<String> {
+        Ok(self.compare(std::slice::from_ref(case))?.pop().unwrap_or_default())
     }
 }
 
@@ -55,12 +56,22 @@ impl Oracle {
 pub fn disassemble(case: &Case) -> String {
     let mut text = String::new();
     let mut formatter = IntelFormatter::new();
-    for instruction in Decoder::with_ip(64, &case.code, crate::CODE_ADDRESS, DecoderOptions::NONE) {
-        let start = (instruction.ip() - crate::CODE_ADDRESS) as usize;
-        let bytes = &case.code[start..start + instruction.len()];
+    let mut at = 0;
+    let mut decoder = Decoder::with_ip(case.mode.bits(), &case.code, case.rip(), DecoderOptions::NONE);
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        let end = if instruction.is_invalid() { decoder.max_position() } else { decoder.position() };
         let mut line = String::new();
         formatter.format(&instruction, &mut line);
-        let _ = writeln!(text, "    {line:<50} {bytes:02x?}");
+        let _ = writeln!(text, "    {line:<50} {:02x?}", &case.code[at..end]);
+        if instruction.is_invalid() {
+            break;
+        }
+        at = end;
+    }
+    let special = case.rflags & 0x4_4500;
+    if case.mode != crate::case::Mode::Long || special != 0 {
+        let _ = writeln!(text, "    ({:?}, segments {:x?}, flags {special:#x})", case.mode, case.selectors);
     }
     text
 }

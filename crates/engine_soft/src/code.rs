@@ -146,6 +146,7 @@ impl Cpu {
     fn find_block_slow(&mut self, linear: u64) -> Result<*const Block, Fault> {
         let linear = if self.long64 { linear } else { linear & 0xffff_ffff };
         self.code.counts.misses += 1;
+        self.check_fetch(0)?;
         let physical = self.fetch_physical(linear)?;
         let key = physical << 2 | u64::from(self.code_size >> 5);
         let found = self.code.blocks.get(&key).map(|block| (block.is_current(), block.second, block.bytes));
@@ -169,7 +170,17 @@ impl Cpu {
     fn same_second_page(&mut self, second: Option<u64>, bytes: u32, linear: u64) -> Result<bool, Fault> {
         let Some(second) = second else { return Ok(true) };
         let last = linear.wrapping_add(u64::from(bytes) - 1);
+        self.check_fetch(u64::from(bytes) - 1)?;
         Ok(self.fetch_physical(last)? & !0xfff == second)
+    }
+
+    /// `#GP(0)` if the byte at a distance from RIP is behind the code segment's limit. That comes before its page.
+    fn check_fetch(&mut self, distance: u64) -> Result<(), Fault> {
+        let limit = u64::from(self.segments[usize::from(seg::CS)].limit);
+        if !self.long64 && self.rip().wrapping_add(distance) > limit {
+            return Err(self.gp(0));
+        }
+        Ok(())
     }
 
     fn make_block(&mut self, key: u64, linear: u64, physical: u64) -> Result<*const Block, Fault> {
@@ -244,6 +255,7 @@ impl Cpu {
         head: &[u8],
         first: (*const AtomicU32, u32),
     ) -> Result<Block, Fault> {
+        self.check_fetch(head.len() as u64)?;
         let mut next = linear.wrapping_add(head.len() as u64);
         if !self.long64 {
             next &= 0xffff_ffff;

@@ -155,6 +155,8 @@ pub struct Cpu {
     pub(crate) pio_accesses: u64,
     /// HLT instructions.
     pub(crate) halts: u64,
+    /// The running instruction delivered an interrupt or exception.
+    pub(crate) delivered: bool,
     /// The instruction loaded RFLAGS.RF itself (IRET): it stays for the next instruction.
     pub kept_resume_flag: bool,
     /// An exception of a loaded state, to be delivered before the first instruction.

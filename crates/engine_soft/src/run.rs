@@ -225,6 +225,7 @@ impl Cpu {
             self.block_end = 0;
         }
         let single = self.has_flag(RFlags::TF);
+        self.delivered = false;
         self.mmu.breakpoints_hit = 0;
         let result = self.run_block(block.insns.as_ptr());
         self.shadow_or_trap(result, single, resume)
@@ -243,7 +244,8 @@ impl Cpu {
         }
         self.kept_resume_flag = false;
         let hits = std::mem::take(&mut self.mmu.breakpoints_hit);
-        let trap = if single { DR6_SINGLE_STEP } else { 0 } | hits;
+        // A software interrupt clears TF before the trap would come (SDM 3B 18.3.1.4).
+        let trap = if single && !self.delivered { DR6_SINGLE_STEP } else { 0 } | hits;
         if trap != 0 && self.shadow & shadow::MOV_SS == 0 {
             self.exception = Exception { vector: Vector::Debug, error_code: 0, payload: trap };
             return self.deliver_stashed();

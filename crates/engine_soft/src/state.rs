@@ -53,6 +53,7 @@ impl Cpu {
             pio_accesses: 0,
             halts: 0,
             kept_resume_flag: false,
+            delivered: false,
             pending_exception: None,
             vector: Default::default(),
             fpu: Default::default(),

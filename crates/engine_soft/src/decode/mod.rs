@@ -34,14 +34,79 @@ pub enum Decoded {
 /// Where instructions are decoded at: displacements are made relative to it.
 const ORIGIN: u64 = 0x1000;
 
+/// Longest instruction, in bytes.
+const LONGEST: usize = 15;
+
+/// Length of an instruction that does not exist, as far as its prefixes, opcode and ModRM tell. If that is too much,
+/// silicon raises #GP rather than #UD.
+fn undefined_len(bytes: &[u8], code_size: u8) -> usize {
+    let start = bytes.iter().position(|&byte| !is_prefix(byte, code_size)).unwrap_or(bytes.len());
+    let (prefixes, rest) = bytes.split_at(start);
+    let register = rest.get(1).is_some_and(|byte| byte & 0xc0 == 0xc0) || code_size == 64;
+    // Bytes up to the opcode, and of the immediate.
+    let (head, immediate) = match rest {
+        [0x0f, 0x38, ..] => (3, 0),
+        [0x0f, 0x3a, ..] => (3, 1),
+        [0x0f, 0x70..=0x73 | 0xa4 | 0xac | 0xba | 0xc2 | 0xc4..=0xc6, ..] => (2, 1),
+        [0x0f, ..] => (2, 0),
+        [0xc5, _, opcode, ..] if register => {
+            (3, usize::from(matches!(opcode, 0x70..=0x73 | 0xc2 | 0xc4..=0xc6)))
+        }
+        [0xc4, map, ..] if register => (4, usize::from(map & 0x1f == 3)),
+        [0x62, map, ..] if register => (5, usize::from(map & 7 == 3)),
+        _ => (1, 0),
+    };
+    // Of VEX and EVEX behind 66, F2, F3, LOCK or REX the opcode counts, not what follows.
+    let spoiled = prefixes.iter().any(|&byte| matches!(byte, 0x66 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f));
+    if spoiled && register && matches!(rest, [0xc4 | 0xc5 | 0x62, ..]) {
+        return prefixes.len() + head;
+    }
+    let short = match code_size {
+        16 => !prefixes.contains(&0x67),
+        32 => prefixes.contains(&0x67),
+        _ => false,
+    };
+    prefixes.len() + head + modrm_len(rest.get(head..).unwrap_or_default(), short) + immediate
+}
+
+/// Bytes of ModRM, SIB and displacement; `short` for 16-bit addresses.
+fn modrm_len(bytes: &[u8], short: bool) -> usize {
+    let Some(&modrm) = bytes.first() else { return 1 };
+    let (mode, rm) = (modrm >> 6, modrm & 7);
+    if short {
+        return match (mode, rm) {
+            (0, 6) | (2, _) => 3,
+            (1, _) => 2,
+            _ => 1,
+        };
+    }
+    let sib = usize::from(mode != 3 && rm == 4);
+    let base = bytes.get(1).map_or(0, |sib| sib & 7);
+    let displacement = match mode {
+        0 if rm == 5 || rm == 4 && base == 5 => 4,
+        1 => 1,
+        2 => 4,
+        _ => 0,
+    };
+    1 + sib + displacement
+}
+
+fn is_prefix(byte: u8, code_size: u8) -> bool {
+    let rex = code_size == 64 && (0x40..=0x4f).contains(&byte);
+    rex || matches!(byte, 0x66 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 | 0xf0 | 0xf2 | 0xf3)
+}
+
 /// Decodes the first instruction of `bytes`.
 pub fn decode(system: &SystemState, bytes: &[u8], code_size: u8) -> Decoded {
-    let bytes = &bytes[..bytes.len().min(15)];
+    let bytes = &bytes[..bytes.len().min(LONGEST)];
     let mut decoder = Decoder::with_ip(u32::from(code_size), bytes, ORIGIN, DecoderOptions::NONE);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         if decoder.last_error() == DecoderError::NoMoreBytes {
-            return if bytes.len() == 15 { Decoded::TooLong } else { Decoded::NeedsMore };
+            return if bytes.len() == LONGEST { Decoded::TooLong } else { Decoded::NeedsMore };
+        }
+        if bytes.len() == LONGEST && undefined_len(bytes, code_size) > LONGEST {
+            return Decoded::TooLong;
         }
         return Decoded::Insn { insn: illegal(bytes.len() as u8, code_size), ends_block: true };
     }
@@ -50,6 +115,9 @@ pub fn decode(system: &SystemState, bytes: &[u8], code_size: u8) -> Decoded {
         insn.handler = undefined;
     } else if let Some(handler) = select(&instruction, &mut insn) {
         insn.handler = handler;
+        if let Some(modrm) = x87_modrm(bytes, code_size) {
+            insn.src2 = modrm;
+        }
     }
     let ends_block = instruction.flow_control() != FlowControl::Next;
     Decoded::Insn { insn, ends_block }
@@ -268,6 +336,13 @@ fn fill_memory(i: &Instruction, insn: &mut Insn) {
         8 => u64::MAX,
         _ => 0xffff_ffff,
     };
+}
+
+/// The ModRM byte of an x87 instruction: FOP keeps it as it was encoded.
+fn x87_modrm(bytes: &[u8], code_size: u8) -> Option<u8> {
+    let at = bytes.iter().position(|&byte| !is_prefix(byte, code_size))?;
+    let escape = (0xd8..=0xdf).contains(bytes.get(at)?);
+    bytes.get(at + 1).copied().filter(|_| escape)
 }
 
 /// Operand size in bytes by mode, 66 and REX.W.

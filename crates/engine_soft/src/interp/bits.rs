@@ -211,11 +211,13 @@ pub fn bit_m<const OP: u8, const IMM: bool, T: Int>(cpu: &mut Cpu, insn: &Insn) 
 /// BSF (BSR if `REVERSE`): a zero source leaves the destination.
 pub fn bit_scan<const REVERSE: bool, T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let value = source::<T>(cpu, insn)?.zx();
-    cpu.flags.set_logic(value);
+    let bit = if REVERSE { value.checked_ilog2().unwrap_or(0) } else { value.trailing_zeros() & 63 };
     if value != 0 {
-        let bit = if REVERSE { value.ilog2() } else { value.trailing_zeros() };
         T::of(u64::from(bit)).write(cpu, insn.dst);
     }
+    // Only ZF is defined; processors clear the others, and take PF from the result.
+    let even = u64::from(value == 0 || bit.count_ones() % 2 == 0);
+    cpu.flags.set_bits(u64::from(value == 0) << 6 | even << 2);
     Ok(())
 }
 
@@ -224,9 +226,9 @@ pub fn bit_count<const LEADING: bool, T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flo
     let value = source::<T>(cpu, insn)?.zx();
     let count =
         if LEADING { value.leading_zeros() - (64 - T::BITS) } else { value.trailing_zeros().min(T::BITS) };
-    let result = u64::from(count);
-    cpu.flags.set_result_cf_of(result, value == 0, false);
-    T::of(result).write(cpu, insn.dst);
+    // CF and ZF are defined; processors clear the others.
+    cpu.flags.set_bits(u64::from(count == 0) << 6 | u64::from(value == 0));
+    T::of(u64::from(count)).write(cpu, insn.dst);
     Ok(())
 }
 
@@ -244,8 +246,18 @@ pub fn andn<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let b = if insn.has_memory() { cpu.load_operand::<T>(insn)? } else { cpu.reg(insn.src2) };
     let value = T::of(!cpu.reg::<T>(insn.src).zx() & b.zx());
     cpu.flags.set_logic(value.sx());
+    clear_parity(cpu);
     value.write(cpu, insn.dst);
     Ok(())
+}
+
+/// AF and PF are undefined after BMI's instructions; processors clear them.
+#[inline(always)]
+fn clear_parity(cpu: &mut Cpu) {
+    /// PF in RFLAGS.
+    const PF: u64 = 1 << 2;
+    let bits = cpu.flags.bits() & !PF;
+    cpu.flags.set_bits(bits);
 }
 
 /// BLSI (0), BLSMSK (1), BLSR (2).
@@ -258,6 +270,7 @@ pub fn lowest_bit<const KIND: u8, T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     });
     let carry = (a == 0) != (KIND == 0);
     cpu.flags.set_result_cf_of(value.sx(), carry, false);
+    clear_parity(cpu);
     value.write(cpu, insn.dst);
     Ok(())
 }
@@ -290,6 +303,7 @@ pub fn bzhi<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let result = if index < T::BITS { value & ((1 << index) - 1) } else { value };
     let result = T::of(result);
     cpu.flags.set_result_cf_of(result.sx(), index >= T::BITS, false);
+    clear_parity(cpu);
     result.write(cpu, insn.dst);
     Ok(())
 }

@@ -190,8 +190,8 @@ pub fn bound<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let offset = cpu.address(insn);
     let low = cpu.load::<T>(insn.segment, offset)?.sx() as i64;
     let second = offset.wrapping_add(u64::from(T::BITS / 8)) & insn.address_mask;
-    let high = cpu.load::<T>(insn.segment, second)?.sx() as i64;
-    if index < low || index > high {
+    // Below the lower bound the upper one is not read.
+    if index < low || index > cpu.load::<T>(insn.segment, second)?.sx() as i64 {
         return Err(cpu.raise(x86::Exception::plain(x86::Vector::Bound)).into());
     }
     Ok(())

@@ -190,8 +190,7 @@ pub fn pop_m(cpu: &mut Cpu, insn: &Insn) -> Flow {
 pub fn pusha(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let size = insn.operand_size;
     let old = cpu.regs[4];
-    let bottom = cpu.stack_offset(old.wrapping_sub(8 * u64::from(size)));
-    cpu.probe(seg::SS, bottom, 8 * u32::from(size), true)?;
+    // Silicon writes what it can before the fault.
     for number in 0..8 {
         let value = if number == 4 { old } else { cpu.regs[number] };
         if let Err(fault) = cpu.push(value, size) {
@@ -205,19 +204,17 @@ pub fn pusha(cpu: &mut Cpu, insn: &Insn) -> Flow {
 /// POPA, POPAD.
 pub fn popa(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let size = insn.operand_size;
-    let mut values = [0; 8];
     let old = cpu.regs[4];
-    for value in values.iter_mut().rev() {
+    // As on silicon, registers popped before a fault have their new values.
+    for number in (0..8).rev() {
         match cpu.pop(size) {
-            Ok(popped) => *value = popped,
+            Ok(_) if number == 4 => {}
+            Ok(popped) => cpu.write_gpr(number * 8, size, popped),
             Err(fault) => {
                 cpu.regs[4] = old;
                 return Err(fault.into());
             }
         }
-    }
-    for (number, value) in (0..8).zip(values).filter(|&(number, _)| number != 4) {
-        cpu.write_gpr(number * 8, size, value);
     }
     Ok(())
 }

@@ -72,9 +72,12 @@ pub fn aam(cpu: &mut Cpu, insn: &Insn) -> Flow {
 /// AAD.
 pub fn aad(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let [al, ah] = cpu.reg::<u16>(gpr::RAX).to_le_bytes();
-    let sum = al.wrapping_add(ah.wrapping_mul(insn.imm as u8));
+    let product = ah.wrapping_mul(insn.imm as u8);
+    let sum = al.wrapping_add(product);
     cpu.set_reg(gpr::RAX, u16::from(sum));
-    set_decimal(cpu, sum, 0);
+    // CF, AF and OF are undefined; processors leave those of the addition.
+    let carries = al & product | (al | product) & !sum;
+    cpu.flags.set_carries::<8>(sum as i8 as u64, carries.into());
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Shifts and rotates.
 //!
-//! Where the manual leaves OF undefined (counts above one), it is computed as for one, which is what
-//! processors do; AF is clear after shifts.
+//! Where the manual leaves OF undefined (counts above one), it is what a shift of the original operand by one would
+//! leave, as on Intel's processors; AF is clear after shifts.
 
 use super::int::Int;
 use crate::cpu::{Cpu, Flow};
@@ -10,15 +10,21 @@ use crate::insn::Insn;
 
 /// A shift or rotate by a count.
 pub trait Shift {
+    /// The form of a register with an immediate leaves OF alone unless it shifts by one.
+    const KEEPS_OF: bool;
     /// Result and flags; `count` is already masked.
     fn apply<T: Int>(flags: &mut LazyFlags, value: T, count: u32) -> T;
 }
 
 macro_rules! shift {
     ($(#[$doc:meta])* $name:ident, |$flags:ident, $value:ident, $count:ident| $body:block) => {
+        shift!($(#[$doc])* $name, false, |$flags, $value, $count| $body);
+    };
+    ($(#[$doc:meta])* $name:ident, $keeps_of:literal, |$flags:ident, $value:ident, $count:ident| $body:block) => {
         $(#[$doc])*
         pub struct $name;
         impl Shift for $name {
+            const KEEPS_OF: bool = $keeps_of;
             #[inline(always)]
             fn apply<T: Int>($flags: &mut LazyFlags, $value: T, $count: u32) -> T $body
         }
@@ -36,7 +42,7 @@ shift!(/** SHL. */ Shl, |flags, value, count| {
     let wide = u128::from(value.zx()) << count;
     let carry = wide >> T::BITS & 1 != 0;
     let result = T::of(wide as u64);
-    flags.set_result_cf_of(result.sx(), carry, carry ^ result.top());
+    flags.set_result_cf_of(result.sx(), carry, top_differs(value));
     result
 });
 
@@ -46,7 +52,7 @@ shift!(/** SHR. */ Shr, |flags, value, count| {
     }
     let before = value.zx() >> (count - 1);
     let result = T::of(before >> 1);
-    flags.set_result_cf_of(result.sx(), before & 1 != 0, top_differs(result));
+    flags.set_result_cf_of(result.sx(), before & 1 != 0, value.top());
     result
 });
 
@@ -66,21 +72,21 @@ fn rotate_left<T: Int>(value: T, count: u32) -> T {
     if count == 0 { T::of(value) } else { T::of(value << count | value >> (T::BITS - count)) }
 }
 
-shift!(/** ROL. */ Rol, |flags, value, count| {
+shift!(/** ROL. */ Rol, true, |flags, value, count| {
     let result = rotate_left(value, count);
     if count != 0 {
         let carry = result.zx() & 1 != 0;
         flags.set_cf(carry);
-        flags.set_of(carry ^ result.top());
+        flags.set_of(top_differs(value));
     }
     result
 });
 
-shift!(/** ROR. */ Ror, |flags, value, count| {
+shift!(/** ROR. */ Ror, true, |flags, value, count| {
     let result = rotate_left(value, T::BITS - count % T::BITS);
     if count != 0 {
         flags.set_cf(result.top());
-        flags.set_of(top_differs(result));
+        flags.set_of(value.top() ^ (value.zx() & 1 != 0));
     }
     result
 });
@@ -95,7 +101,7 @@ shift!(/** RCL. */ Rcl, |flags, value, count| {
     let result = T::of(turned as u64);
     let carry = turned >> T::BITS & 1 != 0;
     flags.set_cf(carry);
-    flags.set_of(carry ^ result.top());
+    flags.set_of(top_differs(value));
     result
 });
 
@@ -107,16 +113,28 @@ shift!(/** RCR. */ Rcr, |flags, value, count| {
     let ring = u128::from(flags.cf()) << T::BITS | u128::from(value.zx());
     let turned = ring >> count | ring << (T::BITS + 1 - count);
     let result = T::of(turned as u64);
+    let overflow = flags.cf() ^ value.top();
     flags.set_cf(turned >> T::BITS & 1 != 0);
-    flags.set_of(top_differs(result));
+    flags.set_of(overflow);
     result
 });
 
-/// The count is in CL (`CL`) or immediate.
+/// A shift of a register by an immediate.
+#[inline(always)]
+fn by_immediate<S: Shift, T: Int>(flags: &mut LazyFlags, value: T, count: u32) -> T {
+    let overflow = flags.of();
+    let result = S::apply(flags, value, count);
+    if S::KEEPS_OF && count != 1 {
+        flags.set_of(overflow);
+    }
+    result
+}
+
+/// Register by immediate.
 pub fn shift_r<S: Shift, T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let count = insn.imm as u32 & T::COUNT_MASK;
     let a = cpu.reg::<T>(insn.dst);
-    let value = S::apply(&mut cpu.flags, a, count);
+    let value = by_immediate::<S, T>(&mut cpu.flags, a, count);
     value.write(cpu, insn.dst);
     Ok(())
 }
@@ -163,7 +181,7 @@ fn double<const RIGHT: bool, T: Int>(flags: &mut LazyFlags, value: T, fill: T, c
         (high as u64, a << count >> T::BITS & 1 != 0)
     };
     let result = T::of(result);
-    let overflow = if RIGHT { top_differs(result) } else { carry ^ result.top() };
+    let overflow = if RIGHT { value.top() ^ (fill.zx() & 1 != 0) } else { top_differs(value) };
     flags.set_result_cf_of(result.sx(), carry, overflow);
     result
 }

@@ -53,6 +53,10 @@ fn repeat(
     // In the stepping loop, one element is one step.
     let single = cpu.block_end == 0;
     let mut left = index(cpu, insn, gpr::RCX);
+    if left != 0 && insn.address_mask == 0xffff_ffff {
+        // The upper half of RCX is gone even if the first element faults.
+        set_index(cpu, insn, gpr::RCX, left);
+    }
     let mut batch = BATCH;
     while left != 0 {
         let done = run(cpu, if single { 1 } else { left })?;
@@ -193,7 +197,8 @@ fn compare_goes_on(cpu: &Cpu, insn: &Insn) -> bool {
     cpu.flags.zf() == (insn.flags & REPNE == 0)
 }
 
-/// REPE or REPNE of a comparison. A fault gives the flags back that were before the instruction (SDM 2, REP).
+/// REPE or REPNE of a comparison. A fault, and an event between iterations, find the flags that were before the
+/// instruction (SDM 2B, REP).
 #[inline(always)]
 fn repeat_compare(
     cpu: &mut Cpu,
@@ -202,7 +207,7 @@ fn repeat_compare(
 ) -> Flow {
     let before = cpu.flags;
     let result = repeat(cpu, insn, element, |cpu| compare_goes_on(cpu, insn));
-    if result == Err(Stop::Fault) {
+    if matches!(result, Err(Stop::Fault | Stop::Again)) {
         cpu.flags = before;
     }
     result

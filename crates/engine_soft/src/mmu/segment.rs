@@ -46,7 +46,8 @@ impl Cpu {
             let top = if held.attributes.big() { u64::from(u32::MAX) } else { 0xffff };
             offset > u64::from(held.limit) && last <= top
         } else {
-            last <= u64::from(held.limit)
+            // Behind the last byte of a 4 GiB segment the first one follows.
+            last <= u64::from(held.limit) || held.limit == u32::MAX
         };
         if !inside || typed && !type_allows(&held, access) {
             return Err(self.segment_fault(segment));

@@ -126,16 +126,37 @@ impl Cpu {
     fn check_access(&mut self, segment: u8, linear: u64, len: u64, access: Access) -> Result<(), Fault> {
         self.mmu.counts.slow += 1;
         let last = linear.wrapping_add(len.max(1) - 1);
-        if self.long64 && !(self.is_canonical(linear) && self.is_canonical(last)) {
+        if self.long64 && !self.is_canonical(linear) {
             return Err(self.segment_fault(segment));
         }
-        if self.mmu.check_alignment && len <= 16 && len.is_power_of_two() && linear & (len.min(8) - 1) != 0 {
-            return Err(self.raise(Exception::with_code(Vector::Alignment, 0)));
+        // Silicon does not check wider operands.
+        if matches!(len, 2 | 4 | 8) {
+            self.check_operand_alignment(linear, len)?;
+        }
+        if self.long64 && !self.is_canonical(last) {
+            return Err(self.segment_fault(segment));
         }
         if self.mmu.check_breakpoints {
             self.watch(linear, len, access);
         }
         Ok(())
+    }
+
+    /// `#AC` where alignment is checked and `linear` is not a multiple of `size`, for operands whose parts are accessed
+    /// one by one.
+    pub(crate) fn check_operand_alignment(&mut self, linear: u64, size: u64) -> Result<(), Fault> {
+        if self.mmu.check_alignment && linear & (size - 1) != 0 {
+            return Err(self.raise(Exception::with_code(Vector::Alignment, 0)));
+        }
+        Ok(())
+    }
+
+    /// Runs accesses that silicon does not check for alignment: those of masked vector moves.
+    pub(crate) fn without_alignment<R>(&mut self, access: impl FnOnce(&mut Cpu) -> R) -> R {
+        let checked = std::mem::take(&mut self.mmu.check_alignment);
+        let result = access(self);
+        self.mmu.check_alignment = checked;
+        result
     }
 
     /// Notes data breakpoints (SDM 3B 17.2.4).

@@ -200,6 +200,7 @@ impl Cpu {
 
     /// Delivers through the IDT. On a fault nothing has changed.
     pub(crate) fn interrupt(&mut self, delivery: Delivery) -> Result<(), Fault> {
+        self.delivered = true;
         if !self.cr0.contains(Cr0::PE) {
             return self.interrupt_real(delivery);
         }
@@ -227,6 +228,7 @@ impl Cpu {
 
     /// Pushes FLAGS, CS and IP and goes to a real-mode (or virtual-8086) handler.
     pub(crate) fn enter_real(&mut self, delivery: &Delivery, selector: u16, ip: u64) -> Result<(), Fault> {
+        self.delivered = true;
         let old = self.regs[4];
         let flags = self.pushed_flags(delivery);
         let back = delivery.return_rip.unwrap_or(self.rip());

@@ -36,8 +36,8 @@ struct CallGate {
 impl Cpu {
     fn enter_code(&mut self, cs: Segment, rip: u64) {
         self.segments[usize::from(seg::CS)] = cs;
-        self.set_rip(rip);
         self.mode_changed();
+        self.set_rip(if self.long64 { rip } else { rip & 0xffff_ffff });
     }
 
     fn real_far(&mut self, selector: u16, offset: u64) -> Result<(), Fault> {
@@ -213,12 +213,13 @@ pub fn call<const MEMORY: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     if descriptor.is_none() && offset > u64::from(cpu.segments[usize::from(seg::CS)].limit) {
         return Err(cpu.gp(0).into());
     }
-    let sp = cpu.regs[4];
-    cpu.push(u64::from(old), size)?;
-    if let Err(fault) = cpu.push(back, size) {
+    // The stack is the new mode's: from a 32-bit segment into a 64-bit one, SS has no base any more.
+    let (sp, rip, from) = (cpu.regs[4], cpu.rip(), cpu.segments[usize::from(seg::CS)]);
+    cpu.enter_code(cs, offset);
+    if let Err(fault) = cpu.push(u64::from(old), size).and_then(|()| cpu.push(back, size)) {
         cpu.regs[4] = sp;
+        cpu.enter_code(from, rip);
         return Err(fault.into());
     }
-    cpu.enter_code(cs, offset);
     Err(Stop::Jump)
 }

@@ -13,6 +13,40 @@ struct Popper {
 }
 
 impl Popper {
+    /// The word at a position above the top, which stays.
+    fn peek(&self, cpu: &mut Cpu, position: u64) -> Result<u64, Fault> {
+        let sp = self.sp.wrapping_add(position * u64::from(self.size));
+        Popper { sp, size: self.size }.pop(cpu)
+    }
+
+    /// The selector at a position above the top: only its two bytes are read.
+    fn peek_selector(&self, cpu: &mut Cpu, position: u64) -> Result<u16, Fault> {
+        let sp = self.sp.wrapping_add(position * u64::from(self.size));
+        let offset = cpu.stack_offset(sp);
+        cpu.load::<u16>(seg::SS, offset)
+    }
+
+    fn skip(&mut self, cpu: &Cpu, words: u64) {
+        self.sp = cpu.stack_offset(self.sp).wrapping_add(words * u64::from(self.size));
+    }
+
+    /// RIP, CS and RFLAGS of IRET, read in silicon's order: from the top down.
+    fn frame(&mut self, cpu: &mut Cpu) -> Result<(u64, u16, u64), Fault> {
+        let flags = self.peek(cpu, 2)?;
+        let selector = self.peek_selector(cpu, 1)?;
+        let rip = self.peek(cpu, 0)?;
+        self.skip(cpu, 3);
+        Ok((rip, selector, flags))
+    }
+
+    /// RIP and CS of a far RET, or RSP and SS of an outer return.
+    fn pair(&mut self, cpu: &mut Cpu) -> Result<(u64, u16), Fault> {
+        let selector = self.peek_selector(cpu, 1)?;
+        let offset = self.peek(cpu, 0)?;
+        self.skip(cpu, 2);
+        Ok((offset, selector))
+    }
+
     fn pop(&mut self, cpu: &mut Cpu) -> Result<u64, Fault> {
         let offset = cpu.stack_offset(self.sp);
         self.sp = offset.wrapping_add(u64::from(self.size));
@@ -34,7 +68,7 @@ struct Return {
 
 impl Cpu {
     /// CS of a return, checked (the same for IRET and RET).
-    fn return_code_segment(&mut self, selector: u16, rip: u64) -> Result<Segment, Fault> {
+    fn return_code_segment(&mut self, selector: u16, rip: u64) -> Result<(Segment, u64), Fault> {
         if is_null(selector) {
             return Err(self.gp(0));
         }
@@ -49,18 +83,17 @@ impl Cpu {
             return Err(self.np(code_of(selector)));
         }
         let code = self.mark_accessed(selector, code)?;
-        self.check_target(code, rip)?;
-        Ok(code.segment(selector))
+        let rip = self.check_target(code, rip)?;
+        Ok((code.segment(selector), rip))
     }
 
-    /// `#GP(0)` if `rip` is outside of a code segment.
-    pub(crate) fn check_target(&mut self, code: Descriptor, rip: u64) -> Result<(), Fault> {
-        let inside = if self.is_long() && code.attributes().long() {
-            self.is_canonical(rip)
-        } else {
-            rip <= u64::from(code.limit())
-        };
-        if inside { Ok(()) } else { Err(self.gp(0)) }
+    /// `#GP(0)` if `rip` is outside of a code segment. Returns it as the segment's mode has it: 32 bits, but for 64-bit
+    /// code.
+    pub(crate) fn check_target(&mut self, code: Descriptor, rip: u64) -> Result<u64, Fault> {
+        let long = self.is_long() && code.attributes().long();
+        let rip = if long { rip } else { rip & 0xffff_ffff };
+        let inside = if long { self.is_canonical(rip) } else { rip <= u64::from(code.limit()) };
+        if inside { Ok(rip) } else { Err(self.gp(0)) }
     }
 
     /// SS of a return to `cs`.
@@ -146,14 +179,14 @@ pub fn iret(cpu: &mut Cpu, insn: &Insn) -> Flow {
     }
     let size = insn.operand_size;
     let mut popper = Popper { sp: cpu.regs[4], size };
-    let (rip, selector, flags) = (popper.pop(cpu)?, popper.pop(cpu)? as u16, popper.pop(cpu)?);
+    let (rip, selector, flags) = popper.frame(cpu)?;
     if size == 4 && flags & RFlags::VM.bits() != 0 && cpu.cpl == 0 && !cpu.is_long() {
         return return_to_v86(cpu, popper, rip, selector, flags);
     }
-    let cs = cpu.return_code_segment(selector, rip)?;
+    let (cs, rip) = cpu.return_code_segment(selector, rip)?;
     let outer = selector as u8 & 3 > cpu.cpl;
     let stack = if outer || cpu.long64 {
-        let (sp, ss) = (popper.pop(cpu)?, popper.pop(cpu)? as u16);
+        let (sp, ss) = popper.pair(cpu)?;
         Some((cpu.return_stack_segment(ss, &cs)?, sp))
     } else {
         None
@@ -172,7 +205,7 @@ fn iret_real(cpu: &mut Cpu, insn: &Insn) -> Flow {
         return Err(cpu.gp(0).into());
     }
     let mut popper = Popper { sp: cpu.regs[4], size };
-    let (rip, selector, flags) = (popper.pop(cpu)?, popper.pop(cpu)? as u16, popper.pop(cpu)?);
+    let (rip, selector, flags) = popper.frame(cpu)?;
     if rip > 0xffff {
         return Err(cpu.gp(0).into());
     }
@@ -236,7 +269,7 @@ fn return_to_v86(cpu: &mut Cpu, mut popper: Popper, rip: u64, cs: u16, flags: u6
 pub fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let release = insn.imm & 0xffff;
     let mut popper = Popper { sp: cpu.regs[4], size: insn.operand_size };
-    let (rip, selector) = (popper.pop(cpu)?, popper.pop(cpu)? as u16);
+    let (rip, selector) = popper.pair(cpu)?;
     if !cpu.is_protected() {
         if rip > 0xffff {
             return Err(cpu.gp(0).into());
@@ -247,10 +280,10 @@ pub fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Flow {
         cpu.mode_changed();
         return Err(Stop::Jump);
     }
-    let cs = cpu.return_code_segment(selector, rip)?;
+    let (cs, rip) = cpu.return_code_segment(selector, rip)?;
     let stack = if selector as u8 & 3 > cpu.cpl {
         popper.sp = popper.sp.wrapping_add(release);
-        let (sp, ss) = (popper.pop(cpu)?, popper.pop(cpu)? as u16);
+        let (sp, ss) = popper.pair(cpu)?;
         Some((cpu.return_stack_segment(ss, &cs)?, sp))
     } else {
         None

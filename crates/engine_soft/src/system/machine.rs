@@ -247,7 +247,7 @@ pub fn read_base(cpu: &mut Cpu, insn: &Insn) -> Flow {
     if !cpu.long64 || !cpu.cr4.contains(Cr4::FSGSBASE) {
         return Err(cpu.ud().into());
     }
-    cpu.write_gpr(insn.dst, insn.operand_size, cpu.segments[usize::from(insn.extra & 7)].base);
+    cpu.write_gpr(insn.dst, insn.operand_size.max(4), cpu.segments[usize::from(insn.extra & 7)].base);
     Ok(())
 }
 
@@ -256,7 +256,7 @@ pub fn write_base(cpu: &mut Cpu, insn: &Insn) -> Flow {
     if !cpu.long64 || !cpu.cr4.contains(Cr4::FSGSBASE) {
         return Err(cpu.ud().into());
     }
-    let value = cpu.read_gpr(insn.dst, insn.operand_size);
+    let value = cpu.read_gpr(insn.dst, insn.operand_size.max(4));
     if !cpu.is_canonical(value) {
         return Err(cpu.gp(0).into());
     }

@@ -115,21 +115,32 @@ fn stack_size(insn: &Insn) -> u8 {
 /// PUSH of a segment register.
 pub fn push(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let selector = cpu.segments[usize::from(insn.dst & 7)].selector;
-    Ok(cpu.push(u64::from(selector), stack_size(insn))?)
+    let size = stack_size(insn);
+    if size != 4 {
+        return Ok(cpu.push(u64::from(selector), size)?);
+    }
+    // With 32-bit operands only the selector's two bytes are written (SDM 2B PUSH: all recent processors).
+    let offset = cpu.stack_offset(cpu.regs[4].wrapping_sub(4));
+    cpu.store::<u16>(seg::SS, offset, selector)?;
+    cpu.set_stack_pointer(offset);
+    Ok(())
 }
 
 /// POP of a segment register.
 pub fn pop(cpu: &mut Cpu, insn: &Insn) -> Flow {
-    let old = cpu.regs[4];
-    let value = cpu.pop(stack_size(insn))?;
-    let after = cpu.regs[4];
-    cpu.regs[4] = old;
-    cpu.load_segment(insn.dst, value as u16)?;
+    // Only the selector's two bytes are read.
+    let offset = cpu.stack_offset(cpu.regs[4]);
+    let selector = cpu.load::<u16>(seg::SS, offset)?;
+    let (old, after) = (cpu.regs[4], offset.wrapping_add(u64::from(stack_size(insn))));
+    // The size of the old stack counts, not that of a new one.
+    cpu.set_stack_pointer(after);
+    if let Err(fault) = cpu.load_segment(insn.dst, selector) {
+        cpu.regs[4] = old;
+        return Err(fault.into());
+    }
     if insn.dst == seg::SS {
         cpu.shadow = shadow::MOV_SS;
-        // The size of the new stack does not matter for this pop's result.
     }
-    cpu.regs[4] = after;
     Err(Stop::Done)
 }
 

@@ -193,9 +193,12 @@ fn general(cpu: &mut Cpu, insn: &Insn) -> Flow {
         read(cpu, insn, descriptor.size, &mut scratch)?;
     }
     if traits.contains(Traits::STORES | Traits::MMX) {
-        // A fault must come before the x87 state changes.
         let offset = cpu.address(insn);
-        cpu.probe(insn.segment, offset, u32::from(descriptor.size), true)?;
+        if let Err(fault) = cpu.probe(insn.segment, offset, u32::from(descriptor.size), true) {
+            // Silicon has moved TOP by then, but not marked the registers valid.
+            cpu.fpu.rotate_to(0);
+            return Err(fault.into());
+        }
     }
     if traits.contains(Traits::MMX) && descriptor.kinds.contains(&Kind::Mmx) {
         return mmx(cpu, insn, descriptor, &mut scratch);

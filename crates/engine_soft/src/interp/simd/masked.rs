@@ -119,7 +119,7 @@ fn load_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let mut value = [0; 32];
     for at in selected::<SIZE>(&mask, insn.extra) {
         let offset = cpu.part(insn, base, at);
-        let element = cpu.load::<[u8; SIZE]>(insn.segment, offset)?;
+        let element = cpu.without_alignment(|cpu| cpu.load::<[u8; SIZE]>(insn.segment, offset))?;
         value[at..at + SIZE].copy_from_slice(&element);
     }
     cpu.vector.ymm[usize::from(insn.dst & 15)] = value;
@@ -135,7 +135,7 @@ fn store_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     for at in selected::<SIZE>(&mask, insn.extra) {
         let mut element = [0; SIZE];
         element.copy_from_slice(&data[at..at + SIZE]);
-        cpu.store(insn.segment, cpu.part(insn, base, at), element)?;
+        cpu.without_alignment(|cpu| cpu.store(insn.segment, cpu.part(insn, base, at), element))?;
     }
     Ok(())
 }
@@ -199,7 +199,7 @@ fn gather<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
                 i32::from_le_bytes(super::state::field(&indexes, from)) as i64 as u64
             };
             let offset = base.wrapping_add(index << (insn.scale & 3)) & insn.address_mask;
-            let value = cpu.load::<[u8; SIZE]>(insn.segment, offset)?;
+            let value = cpu.without_alignment(|cpu| cpu.load::<[u8; SIZE]>(insn.segment, offset))?;
             cpu.vector.ymm[dst][at..at + SIZE].copy_from_slice(&value);
             cpu.vector.ymm[dst][length..].fill(0);
         }

@@ -75,14 +75,30 @@ fn supervisor(cpu: &mut Cpu) -> Flow {
     Ok(())
 }
 
-/// #GP(0) for a misaligned area; its offset in the segment otherwise.
-fn area(cpu: &mut Cpu, insn: &Insn, alignment: u64) -> Result<u64, Fault> {
+/// #GP(0) for a misaligned area (#AC where alignment is checked), after the checks of the segment; its offset in the
+/// segment otherwise.
+fn area(cpu: &mut Cpu, insn: &Insn, alignment: u64, write: bool) -> Result<u64, Fault> {
     let offset = cpu.address(insn);
-    let linear = cpu.segment_base[usize::from(insn.segment & 7)].wrapping_add(offset);
+    let linear = cpu.linear_of(insn.segment, offset, if cpu.long64 { 1 } else { 4 }, write)?;
+    cpu.check_operand_alignment(linear, 4)?;
     if linear & (alignment - 1) != 0 {
         return Err(cpu.gp(0));
     }
     Ok(offset)
+}
+
+/// Faults as silicon does for an area of `len` bytes: it touches the last byte first.
+fn probe_area(cpu: &mut Cpu, insn: &Insn, offset: u64, len: usize, write: bool) -> Result<(), Fault> {
+    let last = offset.wrapping_add(len as u64 - 1) & insn.address_mask;
+    cpu.probe(insn.segment, last, 1, write)?;
+    cpu.probe(insn.segment, offset, len as u32, write)
+}
+
+/// FIP is loaded as a canonical address of 57 bits, FDP as it is.
+fn canonical(pointer: &mut [u8]) {
+    if let Some(top) = pointer.last_mut() {
+        *top = if *top & 1 != 0 { 0xff } else { 0 };
+    }
 }
 
 fn not_available(cpu: &mut Cpu, bits: Cr0) -> Result<(), Fault> {
@@ -149,7 +165,9 @@ fn get<const N: usize>(cpu: &mut Cpu, insn: &Insn, offset: u64, at: usize) -> Re
 /// The x87 component of an area.
 fn get_x87(cpu: &mut Cpu, insn: &Insn, offset: u64, wide: bool) -> Result<FpuState, Fault> {
     let mut head = get::<24>(cpu, insn, offset, 0)?;
-    if !wide {
+    if wide {
+        canonical(&mut head[8..16]);
+    } else {
         head[12..16].fill(0);
         head[20..24].fill(0);
     }
@@ -182,8 +200,8 @@ fn set_vectors(cpu: &mut Cpu, half: usize, values: &[[u8; 16]; 16]) {
 
 fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     not_available(cpu, Cr0::EM | Cr0::TS)?;
-    let offset = area(cpu, insn, 16)?;
-    cpu.probe(insn.segment, offset, 512, true)?;
+    let offset = area(cpu, insn, 16, true)?;
+    probe_area(cpu, insn, offset, 512, true)?;
     let mut writer = Writer { cpu, insn, offset };
     writer.x87(WIDE)?;
     writer.mxcsr()?;
@@ -193,8 +211,8 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     not_available(cpu, Cr0::EM | Cr0::TS)?;
-    let offset = area(cpu, insn, 16)?;
-    cpu.probe(insn.segment, offset, 512, false)?;
+    let offset = area(cpu, insn, 16, false)?;
+    probe_area(cpu, insn, offset, 512, false)?;
     let mxcsr = u32::from_le_bytes(get(cpu, insn, offset, 24)?);
     if mxcsr & !MXCSR_VALID != 0 {
         return Err(cpu.gp(0).into());
@@ -239,7 +257,7 @@ fn enabled(cpu: &mut Cpu) -> Result<(), Fault> {
 
 fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
     enabled(cpu)?;
-    let offset = area(cpu, insn, 64)?;
+    let offset = area(cpu, insn, 64, true)?;
     let wanted = requested(cpu);
     let mut used = in_use(cpu);
     if form == Save::Compacted && cpu.vector.mxcsr != MXCSR_RESET {
@@ -247,7 +265,7 @@ fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
     }
     let written = if form == Save::Standard { wanted } else { wanted & used };
     let len = if wanted & AVX != 0 { YMM + 256 } else { YMM };
-    cpu.probe(insn.segment, offset, len as u32, true)?;
+    probe_area(cpu, insn, offset, len, true)?;
     let old = u64::from_le_bytes(get(cpu, insn, offset, HEADER)?);
     let mut writer = Writer { cpu, insn, offset };
     if written & X87 != 0 {
@@ -274,6 +292,8 @@ fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
 
 /// The checks of the header. Returns XSTATE_BV.
 fn header(cpu: &mut Cpu, insn: &Insn, offset: u64, supervisor: bool) -> Result<(u64, bool), Fault> {
+    // Silicon reads XCOMP_BV first.
+    get::<8>(cpu, insn, offset, HEADER + 8)?;
     let bytes = get::<64>(cpu, insn, offset, HEADER)?;
     let state = u64::from_le_bytes(field(&bytes, 0));
     let layout = u64::from_le_bytes(field(&bytes, 8));
@@ -292,7 +312,7 @@ fn header(cpu: &mut Cpu, insn: &Insn, offset: u64, supervisor: bool) -> Result<(
 
 fn xrstor(cpu: &mut Cpu, insn: &Insn, wide: bool, supervisor: bool) -> Flow {
     enabled(cpu)?;
-    let offset = area(cpu, insn, 64)?;
+    let offset = area(cpu, insn, 64, false)?;
     let wanted = requested(cpu);
     let (state, compacted) = header(cpu, insn, offset, supervisor)?;
     let loaded = wanted & state;
@@ -303,16 +323,29 @@ fn xrstor(cpu: &mut Cpu, insn: &Insn, wide: bool, supervisor: bool) -> Flow {
     } else {
         (wanted & (SSE | AVX) != 0).then_some(true)
     };
+    let low = if loaded & SSE != 0 { get_vectors(cpu, insn, offset, 160)? } else { [[0; 16]; 16] };
+    let high = if loaded & AVX != 0 { get_vectors(cpu, insn, offset, YMM)? } else { [[0; 16]; 16] };
     let mxcsr = match mxcsr {
         None => cpu.vector.mxcsr,
         Some(false) => MXCSR_RESET,
         Some(true) => u32::from_le_bytes(get(cpu, insn, offset, 24)?),
     };
     if mxcsr & !MXCSR_VALID != 0 {
+        if compacted {
+            // Silicon has initialised components and loaded XMM by then.
+            let initial = wanted & !state;
+            if initial & X87 != 0 {
+                cpu.fpu = FpuState::default();
+            }
+            if wanted & SSE != 0 {
+                set_vectors(cpu, 0, &low);
+            }
+            if initial & AVX != 0 {
+                set_vectors(cpu, 16, &high);
+            }
+        }
         return Err(cpu.gp(0).into());
     }
-    let low = if loaded & SSE != 0 { get_vectors(cpu, insn, offset, 160)? } else { [[0; 16]; 16] };
-    let high = if loaded & AVX != 0 { get_vectors(cpu, insn, offset, YMM)? } else { [[0; 16]; 16] };
     if wanted & X87 != 0 {
         cpu.fpu = image;
     }

@@ -109,7 +109,7 @@ impl Layout {
 
 fn write(cpu: &mut Cpu, insn: &Insn, bytes: &[u8]) -> Result<(), Fault> {
     let base = cpu.address(insn);
-    cpu.probe(insn.segment, base, bytes.len() as u32, true)?;
+    probe(cpu, insn, base, bytes.len(), true)?;
     for (at, pair) in bytes.chunks_exact(2).enumerate() {
         let offset = cpu.part(insn, base, 2 * at);
         cpu.store::<[u8; 2]>(insn.segment, offset, [pair[0], pair[1]])?;
@@ -117,8 +117,20 @@ fn write(cpu: &mut Cpu, insn: &Insn, bytes: &[u8]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Faults as silicon does: it touches the first word, then the last byte, then the others. Where alignment is checked,
+/// it is that of the words.
+fn probe(cpu: &mut Cpu, insn: &Insn, base: u64, len: usize, write: bool) -> Result<(), Fault> {
+    let linear = cpu.linear_of(insn.segment, base, 1, write)?;
+    let word = if matches!(len, 28 | 108) { 4 } else { 2 };
+    cpu.check_operand_alignment(linear, word)?;
+    cpu.probe(insn.segment, base, word as u32, write)?;
+    cpu.probe(insn.segment, cpu.part(insn, base, len - 1), 1, write)?;
+    cpu.probe(insn.segment, base, len as u32, write)
+}
+
 fn read(cpu: &mut Cpu, insn: &Insn, bytes: &mut [u8]) -> Result<(), Fault> {
     let base = cpu.address(insn);
+    probe(cpu, insn, base, bytes.len(), false)?;
     for (at, pair) in bytes.chunks_exact_mut(2).enumerate() {
         let offset = cpu.part(insn, base, 2 * at);
         pair.copy_from_slice(&cpu.load::<[u8; 2]>(insn.segment, offset)?);

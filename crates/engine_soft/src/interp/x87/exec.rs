@@ -12,7 +12,8 @@ use x86::{Cr0, Exception, Vector};
 /// Invalid operation, overflow and underflow: unmasked, they keep an instruction from storing.
 const NOT_STORED: u16 = 1 << 0 | 1 << 3 | 1 << 4;
 
-/// The handler of an x87 instruction. `insn.imm` holds the opcode byte and ModRM.
+/// The handler of an x87 instruction. `insn.imm` holds the opcode byte and ModRM (for memory operands only its reg
+/// field), `insn.src2` ModRM as it was encoded.
 pub fn select(instruction: &Instruction, insn: &mut Insn) -> Option<Handler> {
     let code = instruction.code();
     if code == Code::Wait {
@@ -130,7 +131,7 @@ fn run(cpu: &mut Cpu, insn: &Insn, scratch: &mut [u8; 16], data: Option<u64>) ->
     };
     cpu.fpu.set_fip(fip);
     if cpu.fpu.error_pending() {
-        cpu.fpu.set_fop(u16::from(form.opcode()) << 8 | u16::from(form.modrm()));
+        cpu.fpu.set_fop(u16::from(form.opcode()) << 8 | u16::from(insn.src2));
         cpu.fpu.set_fdp(data.unwrap_or(fdp));
     } else {
         cpu.fpu.set_fop(fop);
@@ -169,7 +170,12 @@ fn load(cpu: &mut Cpu, insn: &Insn) -> Flow {
         2 => scratch[..2].copy_from_slice(&cpu.load_operand::<[u8; 2]>(insn)?),
         4 => scratch[..4].copy_from_slice(&cpu.load_operand::<[u8; 4]>(insn)?),
         8 => scratch[..8].copy_from_slice(&cpu.load_operand::<[u8; 8]>(insn)?),
-        _ => scratch[..10].copy_from_slice(&cpu.load_operand::<[u8; 10]>(insn)?),
+        _ => {
+            // Eight bytes and then two, as silicon does.
+            let address = cpu.address(insn);
+            scratch[..8].copy_from_slice(&cpu.load::<[u8; 8]>(insn.segment, address)?);
+            scratch[8..10].copy_from_slice(&cpu.load::<[u8; 2]>(insn.segment, cpu.part(insn, address, 8))?);
+        }
     }
     let address = cpu.address(insn);
     run(cpu, insn, &mut scratch, Some(address));
