@@ -126,7 +126,7 @@ pub(super) fn instruction(random: &mut Random, group: Group, mode: Mode, ip: u64
         let bytes = draw_bytes(random, group, mode);
         let mut decoder = Decoder::with_ip(mode.bits(), &bytes, ip, DecoderOptions::NONE);
         let instruction = decoder.decode();
-        if !select::is_wanted(random, &instruction, group) {
+        if !select::is_wanted(random, &instruction, group, prefixes(&bytes)) {
             continue;
         }
         let offsets = decoder.get_constant_offsets(&instruction);
@@ -136,6 +136,17 @@ pub(super) fn instruction(random: &mut Random, group: Group, mode: Mode, ip: u64
         let len = if instruction.is_invalid() { 16 } else { instruction.len() };
         return Drawn { instruction, bytes: bytes[..len].to_vec(), displacement };
     }
+}
+
+/// How many prefixes bytes begin with; REX, which is INC or DEC elsewhere, counts always.
+fn prefixes(bytes: &[u8]) -> usize {
+    let is_prefix = |byte: &u8| {
+        matches!(
+            byte,
+            0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x40..=0x4f
+        )
+    };
+    bytes.iter().take_while(|byte| is_prefix(byte)).count()
 }
 
 fn draw_bytes(random: &mut Random, group: Group, mode: Mode) -> [u8; LEN] {

@@ -113,10 +113,15 @@ fn any_in(instruction: &Instruction, lists: &[&[F]]) -> bool {
     instruction.cpuid_features().iter().any(|feature| lists.iter().any(|list| list.contains(feature)))
 }
 
-/// Whether an instruction is one of this group.
-pub(super) fn is_wanted(random: &mut Random, instruction: &Instruction, group: Group) -> bool {
+/// Whether an instruction, which has so many prefixes, is one of this group.
+pub(super) fn is_wanted(
+    random: &mut Random,
+    instruction: &Instruction,
+    group: Group,
+    prefixes: usize,
+) -> bool {
     if instruction.is_invalid() {
-        return group == Group::Invalid && is_undefined_everywhere(instruction);
+        return group == Group::Invalid && prefixes <= FEW_PREFIXES;
     }
     if !all_in(instruction, &[GENERAL, X87, VECTOR, STATE]) || is_excluded(instruction) {
         return false;
@@ -135,11 +140,9 @@ pub(super) fn is_wanted(random: &mut Random, instruction: &Instruction, group: G
     in_group && is_wanted_flow(random, instruction, group)
 }
 
-/// What the decoder calls invalid is #UD on this processor too, unless it is an extension that it has and the decoder
-/// does not know.
-fn is_undefined_everywhere(_: &Instruction) -> bool {
-    true
-}
+/// So few prefixes that no encoding exceeds 15 bytes: whether one that does not exist and is too long is #UD or #GP
+/// depends on how far the processor's decoder reads.
+const FEW_PREFIXES: usize = 4;
 
 fn is_environment(instruction: &Instruction) -> bool {
     matches!(

@@ -332,10 +332,10 @@ fn xrstor(cpu: &mut Cpu, insn: &Insn, wide: bool, supervisor: bool) -> Flow {
     };
     if mxcsr & !MXCSR_VALID != 0 {
         if compacted {
-            // Silicon has initialised components and loaded XMM by then.
+            // Silicon has initialised components and loaded x87 and XMM by then.
             let initial = wanted & !state;
-            if initial & X87 != 0 {
-                cpu.fpu = FpuState::default();
+            if wanted & X87 != 0 {
+                cpu.fpu = image;
             }
             if wanted & SSE != 0 {
                 set_vectors(cpu, 0, &low);
