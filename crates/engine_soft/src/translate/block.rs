@@ -5,7 +5,7 @@
 //! are collected and emitted behind the block.
 
 use super::asm::{Asm, Label, S1, S2, cc};
-use super::flags::{FlagHome, FlagUse, flag_use};
+use super::flags::{FlagHome, FlagUse, flag_use, undefined_flags};
 use super::memory::Policy;
 use super::shared::{EVENT_MASK, EVENTS};
 use super::thunks::{Exit, Thunks};
@@ -91,6 +91,8 @@ pub(super) struct Built {
     pub insns: u32,
     /// No instruction is always the interpreter's.
     pub all_copied: bool,
+    /// Flags that the manual leaves undefined somewhere in the block.
+    pub undefined: u64,
 }
 
 impl<'a> Builder<'a> {
@@ -151,11 +153,14 @@ impl<'a> Builder<'a> {
             live: self.asm.address_of(live),
             prefers_live: wish != FlagHome::Saved,
         };
+        // A block can be left at any branch, so what was undefined anywhere counts.
+        let undefined = instructions.iter().fold(0, |sum, i| sum | undefined_flags(i));
         Some(Built {
             code: self.asm.bytes,
             entries,
             insns: instructions.len() as u32,
             all_copied: self.all_copied,
+            undefined,
         })
     }
 

@@ -83,6 +83,20 @@ pub(super) fn flag_use(i: &Instruction) -> FlagUse {
     }
 }
 
+/// RFLAGS bits that the manual leaves undefined after an instruction.
+pub(super) fn undefined_flags(i: &Instruction) -> u64 {
+    let positions = [
+        (RflagsBits::CF, 1),
+        (RflagsBits::PF, 1 << 2),
+        (RflagsBits::AF, 1 << 4),
+        (RflagsBits::ZF, 1 << 6),
+        (RflagsBits::SF, 1 << 7),
+        (RflagsBits::OF, 1 << 11),
+    ];
+    let undefined = i.rflags_undefined();
+    positions.iter().filter(|(bit, _)| undefined & bit != 0).fold(0, |sum, (_, position)| sum | position)
+}
+
 impl Builder<'_> {
     /// Saves flags that are only in RFLAGS. Uses [`S2`].
     pub fn save_flags(&mut self) {

@@ -121,8 +121,8 @@ pub struct Translator {
     verify: u32,
     /// Blocks until the next that is compared.
     until_verified: u32,
-    /// Instructions of blocks that only have copied ones, by outer entry, if blocks are compared.
-    copied: HashMap<u64, u32>,
+    /// Instructions, and undefined flags, of blocks that only have copied ones, by outer entry, if blocks are compared.
+    copied: HashMap<u64, (u32, u64)>,
     /// An empty jump cache, for running block by block.
     no_jumps: JumpCache,
     /// Times that untranslated code was entered, by physical address.
@@ -226,7 +226,7 @@ impl Translator {
         }
         unit.blocks.insert(offset, built.entries);
         if self.verify > 0 && built.all_copied {
-            self.copied.insert(built.entries.outer, built.insns);
+            self.copied.insert(built.entries.outer, (built.insns, built.undefined));
         }
         self.counts.blocks += 1;
         self.counts.insns += u64::from(built.insns);
@@ -289,7 +289,7 @@ impl Cpu {
             };
             let exit = match step {
                 Step::Enter(host) => match self.insns_to_verify(host) {
-                    Some(insns) => self.enter_verified(host, insns)?,
+                    Some((insns, undefined)) => self.enter_verified(host, insns, undefined)?,
                     None => self.enter(host),
                 },
                 Step::Interpret => {
@@ -335,16 +335,16 @@ impl Cpu {
         }
     }
 
-    /// Instructions of the block at an outer entry, if it is its turn to be compared.
-    fn insns_to_verify(&mut self, host: u64) -> Option<u32> {
+    /// Instructions and undefined flags of the block at an outer entry, if it is its turn to be compared.
+    fn insns_to_verify(&mut self, host: u64) -> Option<(u32, u64)> {
         let translator = self.translator.as_mut().filter(|translator| translator.verify > 0)?;
         translator.until_verified = translator.until_verified.saturating_sub(1);
         if translator.until_verified > 0 {
             return None;
         }
-        let &insns = translator.copied.get(&host)?;
+        let &block = translator.copied.get(&host)?;
         translator.until_verified = translator.verify;
-        Some(insns)
+        Some(block)
     }
 
     /// Runs code from an entry that expects saved flags.
