@@ -63,13 +63,16 @@ impl TestVm {
     /// When the time runs out or the program ends first; the message holds the end of the console.
     pub fn wait_for(&mut self, text: &str, seconds: u64) -> Result<String> {
         let end = Instant::now() + Duration::from_secs(seconds);
+        // Where no match can begin any more: long outputs come in small pieces.
+        let mut searched = self.read_to;
         loop {
-            let fresh = &self.console[self.read_to..];
+            let fresh = &self.console[searched..];
             if let Some(at) = fresh.windows(text.len()).position(|window| window == text.as_bytes()) {
-                let before = String::from_utf8_lossy(&fresh[..at]).into_owned();
-                self.read_to += at + text.len();
+                let before = String::from_utf8_lossy(&self.console[self.read_to..searched + at]).into_owned();
+                self.read_to = searched + at + text.len();
                 return Ok(before);
             }
+            searched = searched.max((self.console.len() + 1).saturating_sub(text.len()));
             match self.heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok((stream, bytes)) => self.take(stream, &bytes),
                 Err(_) => bail!("No {text:?} from the guest in {seconds} s; {}", self.ends()),
