@@ -160,6 +160,8 @@ pub struct VmConfig {
     pub disks: Vec<DiskConfig>,
     /// First serial port.
     pub serial: SerialConfig,
+    /// virtio console (`hvc0`), if there is one.
+    pub console: Option<SerialConfig>,
     /// Port of the debug-exit device, if there is one.
     pub debug_exit: Option<u16>,
     /// A reset ends the machine.
@@ -183,6 +185,7 @@ impl Default for VmConfig {
             verify: 0,
             disks: Vec::new(),
             serial: SerialConfig::Stdio,
+            console: None,
             debug_exit: None,
             no_reboot: false,
         }
@@ -206,6 +209,7 @@ impl VmConfig {
             let reason = format!("{MIN_TRANSLATION_CACHE} to {MAX_TRANSLATION_CACHE} are possible");
             return Err(ConfigError::value("Translation cache size", found, reason));
         }
+        self.validate_consoles()?;
         self.disks.iter().try_for_each(DiskConfig::validate)?;
         if self.disks.len() > MAX_DISKS {
             let found = self.disks.len().to_string();
@@ -220,6 +224,24 @@ impl VmConfig {
             Some(twice) => {
                 let found = twice.path.display().to_string();
                 Err(ConfigError::value("Disk", found, "it is given twice; each disk needs a file of its own"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Two ends cannot share one terminal, socket or file.
+    fn validate_consoles(&self) -> Result<(), ConfigError> {
+        let shared = self.console.as_ref().filter(|console| match console {
+            SerialConfig::None | SerialConfig::Pty => false,
+            console => **console == self.serial,
+        });
+        match shared {
+            Some(SerialConfig::Stdio) => {
+                let reason = "the serial port has it already; move that with --serial, for example to none";
+                Err(ConfigError::value("Console", "stdio", reason))
+            }
+            Some(other) => {
+                Err(ConfigError::value("Console", other.to_string(), "the serial port has it already"))
             }
             None => Ok(()),
         }
@@ -247,6 +269,28 @@ impl VmConfig {
                 Err(ConfigError::value("Debug-exit port", format!("{port:#x}"), reason))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serial_port_and_console_need_ends_of_their_own() {
+        let config = |serial: &str, console: &str| VmConfig {
+            kernel: Some("k".into()),
+            serial: serial.parse().unwrap(),
+            console: Some(console.parse().unwrap()),
+            ..VmConfig::default()
+        };
+        for (serial, console) in [("none", "stdio"), ("stdio", "none"), ("none", "none"), ("pty", "pty")] {
+            config(serial, console).validate().unwrap();
+        }
+        for (serial, console) in [("stdio", "stdio"), ("file:/a", "file:/a"), ("unix:/a", "unix:/a")] {
+            let error = config(serial, console).validate().unwrap_err().to_string();
+            assert!(error.contains("the serial port has it already"), "{error}");
         }
     }
 }

@@ -64,3 +64,34 @@ fn a_guest_discards_and_sets_the_cache_mode() -> Result<()> {
     assert!(content[1 << 20..3 << 20].iter().all(|byte| [0, 0x5a].contains(byte)));
     Ok(())
 }
+
+/// What the guest writes to `hvc0` comes out of `--console`, and nothing of it out of the serial port.
+#[test]
+fn the_virtio_console_speaks() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let serial = folder.path().join("serial");
+    let options =
+        ["--engine", "software", "--serial", &format!("file:{}", serial.display()), "--console", "stdio"];
+    let mut vm = material.boot("vireo.test=console quiet", &options)?;
+    vm.wait_for("VIREO-CONSOLE-OK", BOOT)?;
+    assert_eq!(vm.wait(60)?.code, Some(0));
+    let serial = std::fs::read_to_string(serial)?;
+    assert!(serial.contains("VIREO-INIT-OK") && !serial.contains("VIREO-CONSOLE-OK"), "{serial}");
+    Ok(())
+}
+
+/// A machine whose only console is `hvc0` reaches the shell of the initramfs, which takes what is typed.
+#[test]
+fn a_shell_runs_on_the_virtio_console() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let options = ["--engine", "software", "--no-reboot", "--serial", "none", "--console", "stdio"];
+    let mut vm = material.boot("console=hvc0 quiet", &options)?;
+    vm.wait_for("VIREO-INIT-OK on hvc0", BOOT)?;
+    vm.wait_for("# ", 60)?;
+    vm.send("echo SUM=$((6 * 7))\n")?;
+    vm.wait_for("\nSUM=42", 60)?;
+    vm.send("poweroff -f\n")?;
+    assert_eq!(vm.wait(60)?.code, Some(0));
+    Ok(())
+}

@@ -50,10 +50,14 @@ fn one_role_each(config: &VmConfig) -> Result<(), VmmError> {
     for (index, disk) in config.disks.iter().enumerate() {
         take(&disk.path, format!("disk {index}"), true)?;
     }
-    match &config.serial {
-        SerialConfig::File(path) => take(path, "the serial port's file".to_owned(), true),
-        _ => Ok(()),
+    let ends =
+        [(Some(&config.serial), "the serial port's file"), (config.console.as_ref(), "the console's file")];
+    for (end, role) in ends {
+        if let Some(SerialConfig::File(path)) = end {
+            take(path, role.to_owned(), true)?;
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ use crate::stats::{State, Stats, Status};
 use crate::{Outcome, VmmError, disks, fatal, terminal};
 use engine::cpu_model::CpuModel;
 use machine::engines::{Chosen, choose};
-use machine::{BoardSettings, BootSource, EntryProtocol, Machine, MachineError, MachineSettings};
+use machine::{
+    BoardSettings, BootSource, EntryProtocol, Machine, MachineError, MachineSettings, SerialBackend,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -39,6 +41,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     let Chosen { engine, carrier, reason } = choose(config)?;
     tracing::info!(engine = %engine.kind(), reason, "engine chosen");
     let queue = Arc::new(OutputQueue::default());
+    let console_queue = config.console.as_ref().map(|_| Arc::new(OutputQueue::default()));
     let settings = MachineSettings {
         engine,
         carrier,
@@ -51,13 +54,22 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
             append: config.append.clone(),
             protocol: entry(config.entry),
         },
-        board: BoardSettings { serial: queue.clone(), console: None, disks, debug_exit: config.debug_exit },
+        board: BoardSettings {
+            serial: queue.clone(),
+            console: console_queue.clone().map(|queue| -> Arc<dyn SerialBackend> { queue }),
+            disks,
+            debug_exit: config.debug_exit,
+        },
     };
     let (machine, events) = Machine::new(settings)?;
     let (sender, requests) = channel();
     // Sockets and files come last: whatever else is wrong leaves nothing behind.
     let listener = options.control.as_deref().map(Listener::bind).transpose()?;
-    let console = Console::open(&config.serial, queue, machine.serial().clone(), sender.clone())?;
+    let serial = Console::open(&config.serial, queue, machine.serial().clone(), sender.clone())?;
+    let mut consoles = vec![serial];
+    if let (Some(config), Some(queue), Some(device)) = (&config.console, console_queue, machine.console()) {
+        consoles.push(Console::open(config, queue, device.clone(), sender.clone())?);
+    }
     let thread = |source| VmmError::Host { what: "a thread", source };
     let server =
         listener.map(|listener| Server::start(listener, sender.clone())).transpose().map_err(thread)?;
@@ -71,7 +83,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     };
     crate::thread::spawn("events", forward_events).map_err(thread)?;
     let mut guest =
-        RunningGuest { machine, console, server, config, reason, since: None, ran: Duration::ZERO };
+        RunningGuest { machine, consoles, server, config, reason, since: None, ran: Duration::ZERO };
     let outcome = drive(&mut guest, &requests, config.no_reboot);
     let stats = options.stats.then(|| guest.stats());
     // The guest's last words before ours, and the terminal as it was.
@@ -99,7 +111,7 @@ fn print(stats: &Stats) {
 
 struct RunningGuest<'a> {
     machine: Machine,
-    console: Console,
+    consoles: Vec<Console>,
     server: Option<Server>,
     config: &'a VmConfig,
     /// Why this engine was chosen.
@@ -130,7 +142,8 @@ impl Guest for RunningGuest<'_> {
     fn stats(&mut self) -> Stats {
         let machine = &self.machine;
         let switches = machine.engine_switches();
-        Stats::new(machine.engine().into(), switches, machine.counts(), self.ran, self.console.lost())
+        let lost = self.consoles.iter().map(Console::lost).sum();
+        Stats::new(machine.engine().into(), switches, machine.counts(), self.ran, lost)
     }
 
     fn print_stats(&mut self) {
@@ -170,7 +183,7 @@ impl Guest for RunningGuest<'_> {
     }
 
     fn continued(&mut self) {
-        self.console.continued();
+        self.consoles.iter().for_each(Console::continued);
     }
 
     fn announce(&mut self, event: Event) {

@@ -41,6 +41,19 @@ pub fn is_foreground() -> bool {
     unsafe { libc::tcgetpgrp(0) == libc::getpgrp() }
 }
 
+/// Columns and rows of standard input's terminal, if it is one that knows.
+pub fn size() -> Option<(u16, u16)> {
+    let mut size = MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: the structure is valid, zeros are a value of it, and the call fills it when it answers zero.
+    let size = unsafe {
+        if libc::ioctl(0, libc::TIOCGWINSZ, size.as_mut_ptr()) != 0 {
+            return None;
+        }
+        size.assume_init()
+    };
+    Some((size.ws_col, size.ws_row)).filter(|&(columns, rows)| columns > 0 && rows > 0)
+}
+
 /// Raw mode (again), unless the terminal belongs to another job now.
 pub fn enter_again() {
     if !is_foreground() || (SAVED.get().is_none() && !save()) {

@@ -68,7 +68,6 @@ panic) echo c > /proc/sysrq-trigger ;;
 exit) vireo_guest exit ${argument:-0} ;;
 cpuinfo) cat /proc/cpuinfo ;;
 cpu) vireo_guest cpu && echo "VIREO-CPU-DONE" ;;
-bench) vireo_bench run $(echo $argument | tr , ' ') && echo "VIREO-BENCH-DONE" ;;
 work) vireo_guest work ${argument:-100} && echo "VIREO-WORK-DONE" ;;
 crypto) test_crypto ;;
 block) test_block ;;
@@ -114,5 +113,16 @@ if [ -n "$root" ]; then
   wait_for_disk "$root" && mount -t ext4 -o rw "$root" /newroot && exec switch_root /newroot /sbin/init
   echo "VIREO-ROOT-FAILED $root"
 fi
+# The kernel has this console only as a module, so nothing was said on it so far.
+case " $(cat /proc/cmdline) " in
+*" console=hvc0 "*)
+  modprobe virtio_pci
+  modprobe virtio_console
+  n=0
+  while [ ! -c /dev/hvc0 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
+  exec < /dev/hvc0 > /dev/hvc0 2>&1
+  echo "VIREO-INIT-OK on hvc0"
+  ;;
+esac
 setsid cttyhack sh
 poweroff -f

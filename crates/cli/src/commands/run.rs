@@ -12,6 +12,7 @@ use vmm::{Outcome, RunOptions, VmmError};
 const AFTER_HELP: &str = "\
 Examples:
   vireo run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+  vireo run --kernel vmlinuz --initrd initrd.img --append console=hvc0 --serial none --console stdio
   vireo run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda' --disk root.raw --memory 1G --cpus 2
   vireo run machine.toml --memory 4G
   vireo run machine.toml --serial unix:/tmp/web.tty --control /tmp/web.ctl
@@ -89,6 +90,9 @@ pub struct RunArgs {
     /// Serial port: stdio, pty, unix:PATH, file:PATH (appends) or none [default: stdio]
     #[arg(long)]
     serial: Option<SerialConfig>,
+    /// Add a virtio console (hvc0): stdio, pty, unix:PATH, file:PATH or none
+    #[arg(long)]
+    console: Option<SerialConfig>,
     /// Add a debug-exit device [default port: 0xf4]
     #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, value_parser = parse_port)]
     #[expect(clippy::option_option, reason = "the option without a value means the default port")]
@@ -132,6 +136,7 @@ impl RunArgs {
         set(&mut config.verify, &self.verify);
         set(&mut config.entry, &self.entry);
         set(&mut config.serial, &self.serial);
+        config.console = self.console.clone().or(config.console);
         config.kernel = self.kernel.clone().or(config.kernel);
         config.initrd = self.initrd.clone().or(config.initrd);
         if !self.disks.is_empty() {

@@ -1,7 +1,7 @@
-//! The other end of the serial port.
+//! The other end of the serial port or of the virtio console.
 //!
 //! Output goes through an [`OutputQueue`] to a writer thread, so that no vCPU waits for a reader. A reader thread
-//! pushes input as the UART takes it; whoever types faster waits, nothing typed is lost. A Unix socket has one client
+//! pushes input as the device takes it; whoever types faster waits, nothing typed is lost. A Unix socket has one client
 //! at a time, the next waits until that one has gone; what the guest says meanwhile waits for it too.
 
 mod pty;
@@ -35,8 +35,50 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The same for a pseudo-terminal, which may have no reader.
 const PTY_PATIENCE: Duration = Duration::from_millis(200);
 
+/// A device that takes what is typed.
+pub trait Input: Send + Sync {
+    /// What it is, in messages.
+    fn name(&self) -> &'static str;
+    /// Offers bytes; answers how many were taken.
+    fn push_input(&self, bytes: &[u8]) -> usize;
+    /// Waits until it would take some, at most `timeout`.
+    fn wait_for_room(&self, timeout: Duration) -> bool;
+    /// The terminal has so many columns and rows.
+    fn resize(&self, columns: u16, rows: u16);
+}
+
+impl Input for Serial {
+    fn name(&self) -> &'static str {
+        "serial port"
+    }
+    fn push_input(&self, bytes: &[u8]) -> usize {
+        Serial::push_input(self, bytes)
+    }
+    fn wait_for_room(&self, timeout: Duration) -> bool {
+        Serial::wait_for_room(self, timeout)
+    }
+    /// A serial line does not know how large its terminal is.
+    fn resize(&self, _columns: u16, _rows: u16) {}
+}
+
+impl Input for machine::Console {
+    fn name(&self) -> &'static str {
+        "console"
+    }
+    fn push_input(&self, bytes: &[u8]) -> usize {
+        machine::Console::push_input(self, bytes)
+    }
+    fn wait_for_room(&self, timeout: Duration) -> bool {
+        machine::Console::wait_for_room(self, timeout)
+    }
+    fn resize(&self, columns: u16, rows: u16) {
+        machine::Console::resize(self, columns, rows);
+    }
+}
+
 /// An open console. Dropped, it flushes, restores the terminal and removes its socket.
 pub struct Console {
+    name: &'static str,
     queue: Arc<OutputQueue>,
     patience: Duration,
     listener: Option<Arc<Listener>>,
@@ -51,30 +93,31 @@ impl Console {
     pub fn open(
         config: &SerialConfig,
         queue: Arc<OutputQueue>,
-        serial: Arc<Serial>,
+        to: Arc<dyn Input>,
         requests: Sender<Request>,
     ) -> Result<Self, VmmError> {
-        let mut console = Console { queue, patience: PATIENCE, listener: None, terminal: None };
+        let mut console =
+            Console { name: to.name(), queue, patience: PATIENCE, listener: None, terminal: None };
         let fail = |source| VmmError::Console { what: config.to_string(), source };
         match config {
-            SerialConfig::Stdio => console.open_stdio(serial, requests).map_err(fail)?,
+            SerialConfig::Stdio => console.open_stdio(to, requests).map_err(fail)?,
             SerialConfig::None => console.queue.spawn_writer(|_| ()).map_err(fail)?,
             SerialConfig::File(path) => console.open_file(path).map_err(fail)?,
-            SerialConfig::Pty => console.open_pty(serial).map_err(fail)?,
+            SerialConfig::Pty => console.open_pty(to).map_err(fail)?,
             SerialConfig::Unix(path) => {
                 let listener = Arc::new(Listener::bind(path)?);
                 console.listener = Some(listener.clone());
-                console.serve_socket(listener, serial).map_err(fail)?;
+                console.serve_socket(listener, to).map_err(fail)?;
             }
         }
         Ok(console)
     }
 
-    fn open_stdio(&mut self, serial: Arc<Serial>, requests: Sender<Request>) -> std::io::Result<()> {
+    fn open_stdio(&mut self, to: Arc<dyn Input>, requests: Sender<Request>) -> std::io::Result<()> {
         self.terminal = RawTerminal::enter();
         let escapes = self.terminal.is_some();
         self.queue.spawn_writer(write_stdout)?;
-        crate::thread::spawn("console-in", move || read_stdin(&serial, &requests, escapes))
+        crate::thread::spawn("console-in", move || read_stdin(&to, &requests, escapes))
     }
 
     fn open_file(&mut self, path: &Path) -> std::io::Result<()> {
@@ -84,26 +127,26 @@ impl Console {
         }
         let mut file = OpenOptions::new().append(true).create(true).open(path)?;
         let shown = path.display().to_string();
-        let mut complained = false;
+        let (name, mut complained) = (self.name, false);
         self.queue.spawn_writer(move |bytes| match file.write_all(bytes) {
             Err(error) if !complained => {
                 complained = true;
-                eprintln!("vireo: the serial port's file {shown} takes no more: {error}");
+                eprintln!("vireo: the {name}'s file {shown} takes no more: {error}");
             }
             _ => {}
         })
     }
 
-    fn open_pty(&mut self, serial: Arc<Serial>) -> std::io::Result<()> {
+    fn open_pty(&mut self, to: Arc<dyn Input>) -> std::io::Result<()> {
         self.patience = PTY_PATIENCE;
         let pty = Pty::open()?;
         let mut out = pty.master.try_clone()?;
         self.queue.spawn_writer(move |bytes| drop(out.write_all(bytes)))?;
-        eprintln!("vireo: serial port is {}", pty.path);
-        crate::thread::spawn("console-in", move || read_pty(pty, &serial))
+        eprintln!("vireo: {} is {}", self.name, pty.path);
+        crate::thread::spawn("console-in", move || read_pty(pty, to.as_ref()))
     }
 
-    fn serve_socket(&mut self, listener: Arc<Listener>, serial: Arc<Serial>) -> std::io::Result<()> {
+    fn serve_socket(&mut self, listener: Arc<Listener>, to: Arc<dyn Input>) -> std::io::Result<()> {
         self.queue.hold(true);
         let client = Arc::new(Mutex::new(None::<UnixStream>));
         let taker = client.clone();
@@ -112,7 +155,7 @@ impl Console {
             let _ = stream.map(|mut stream| stream.write_all(bytes));
         })?;
         let queue = self.queue.clone();
-        crate::thread::spawn("console-in", move || serve_clients(&listener, &client, &queue, &serial))
+        crate::thread::spawn("console-in", move || serve_clients(&listener, &client, &queue, to.as_ref()))
     }
 
     /// The process was continued: its terminal may be somebody else's, or have changed.
@@ -137,7 +180,7 @@ impl Drop for Console {
         }
         let lost = self.queue.lost();
         if lost > 0 {
-            eprintln!("vireo: {lost} bytes of the serial port were lost: nobody read them in time");
+            eprintln!("vireo: {lost} bytes of the {} were lost: nobody read them in time", self.name);
         }
     }
 }
@@ -147,33 +190,40 @@ fn write_stdout(bytes: &[u8]) {
     let _ = out.write_all(bytes).and_then(|()| out.flush());
 }
 
-/// Pushes everything, waiting for the UART's room.
-fn push_all(serial: &Serial, mut bytes: &[u8]) {
-    push_while(serial, &mut bytes, || true);
+/// Pushes everything, waiting for the device's room.
+fn push_all(to: &dyn Input, mut bytes: &[u8]) {
+    push_while(to, &mut bytes, || true);
 }
 
 /// Pushes everything, as long as somebody `cares`.
-fn push_while(serial: &Serial, bytes: &mut &[u8], cares: impl Fn() -> bool) {
+fn push_while(to: &dyn Input, bytes: &mut &[u8], cares: impl Fn() -> bool) {
     while !bytes.is_empty() && cares() {
-        let taken = serial.push_input(bytes);
+        let taken = to.push_input(bytes);
         *bytes = bytes.get(taken..).unwrap_or_default();
         if taken == 0 {
-            serial.wait_for_room(Duration::from_millis(100));
+            to.wait_for_room(Duration::from_millis(100));
         }
     }
 }
 
-fn read_stdin(serial: &Arc<Serial>, requests: &Sender<Request>, escapes: bool) {
+fn read_stdin(to: &Arc<dyn Input>, requests: &Sender<Request>, escapes: bool) {
     // Ctrl-] must be seen while the guest takes no input.
     let (sender, typed) = sync_channel::<Vec<u8>>(TYPED_AHEAD);
-    let pusher = serial.clone();
-    let push = move || typed.iter().for_each(|bytes| push_all(&pusher, &bytes));
+    let pusher = to.clone();
+    let push = move || typed.iter().for_each(|bytes| push_all(pusher.as_ref(), &bytes));
     if crate::thread::spawn("console-push", push).is_err() {
         return;
     }
     let mut buffer = [0; 512];
     let mut input = std::io::stdin().lock();
+    let mut size = None;
     loop {
+        // Looked at whenever something was typed: soon enough for whoever works in it.
+        let now = if escapes { terminal::size() } else { None };
+        if let Some((columns, rows)) = now.filter(|_| now != size) {
+            to.resize(columns, rows);
+            size = now;
+        }
         let len = match input.read(&mut buffer) {
             Ok(0) => return,
             Ok(len) => len,
@@ -201,11 +251,11 @@ fn read_stdin(serial: &Arc<Serial>, requests: &Sender<Request>, escapes: bool) {
     }
 }
 
-fn read_pty(mut pty: Pty, serial: &Serial) {
+fn read_pty(mut pty: Pty, to: &dyn Input) {
     let mut buffer = [0; 512];
     loop {
         match pty.master.read(&mut buffer) {
-            Ok(len) if len > 0 => push_all(serial, buffer.get(..len).unwrap_or_default()),
+            Ok(len) if len > 0 => push_all(to, buffer.get(..len).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             // Cannot be while this process holds the other side open; but a loop must not spin on it.
             _ => std::thread::sleep(Duration::from_millis(100)),
@@ -218,7 +268,7 @@ fn serve_clients(
     listener: &Listener,
     client: &Mutex<Option<UnixStream>>,
     queue: &OutputQueue,
-    serial: &Serial,
+    to: &dyn Input,
 ) {
     loop {
         let Ok((mut stream, _)) = listener.socket.accept() else {
@@ -229,7 +279,7 @@ fn serve_clients(
         let Ok(writer) = stream.try_clone() else { continue };
         *client.lock() = Some(writer);
         queue.hold(false);
-        serve_client(&mut stream, serial);
+        serve_client(&mut stream, to);
         queue.hold(true);
         // A writer that is in the middle of a write to it ends.
         let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -238,7 +288,7 @@ fn serve_clients(
 }
 
 /// Until the client has gone. One that only says nothing more still listens.
-fn serve_client(stream: &mut UnixStream, serial: &Serial) {
+fn serve_client(stream: &mut UnixStream, to: &dyn Input) {
     let mut buffer = [0; 512];
     loop {
         match stream.read(&mut buffer) {
@@ -246,7 +296,7 @@ fn serve_client(stream: &mut UnixStream, serial: &Serial) {
             // The guest may take its time, but the next client need not wait for one that has gone.
             Ok(len) => {
                 let mut bytes = buffer.get(..len).unwrap_or_default();
-                push_while(serial, &mut bytes, || !has_gone(stream, Some(Duration::ZERO)));
+                push_while(to, &mut bytes, || !has_gone(stream, Some(Duration::ZERO)));
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return,
