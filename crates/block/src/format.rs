@@ -5,9 +5,10 @@
 
 use crate::image::{DiskImage, ImageResult};
 use crate::options::{BackingPolicy, CreateOptions, OpenOptions};
-use crate::qcow2::Qcow2Format;
+use crate::qcow2::{Measure, Qcow2Format};
 use crate::raw::{RawFile, RawFormat};
 use crate::{BlockBackend, BlockError};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,14 @@ pub trait Driver: Sync {
         path: &Path,
         options: &OpenOptions,
     ) -> ImageResult<Arc<dyn DiskImage>>;
+    /// How large a file becomes whose disk has `data` at these ranges; `options` as for [`Driver::create`].
+    fn measure(&self, options: CreateOptions, data: &[Range<u64>]) -> ImageResult<Measure> {
+        let _ = (options, data);
+        Err(BlockError::option(
+            "format",
+            format!("the size of {} files is not known in advance", self.name()),
+        ))
+    }
     /// Makes an empty image at `path`, which is overwritten.
     fn create(&self, path: &Path, options: CreateOptions) -> ImageResult<()>;
 }

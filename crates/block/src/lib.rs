@@ -12,6 +12,8 @@
 
 mod backend;
 mod buffers;
+mod cache_mode;
+mod copy;
 mod error;
 mod format;
 mod image;
@@ -26,11 +28,13 @@ mod vhdx;
 mod vmdk;
 
 pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
+pub use cache_mode::with_cache_mode;
+pub use copy::{CopyOptions, copy, extents, is_zero};
 pub use error::BlockError;
 pub use format::{Driver, create, driver, drivers, open, open_backing, probe, referred_file, with_causes};
 pub use image::{
     BitmapInfo, Bitmaps, CheckReport, DiskImage, ImageInfo, ImageResult, Repair, SnapshotInfo, Snapshots,
 };
 pub use options::{BackingPolicy, CacheMode, CreateOptions, OpenOptions, Preallocation, parse_size, switch};
-pub use qcow2::Qcow2;
+pub use qcow2::{Measure, Qcow2};
 pub use raw::{RawFile, RawImage};

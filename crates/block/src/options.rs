@@ -36,8 +36,6 @@ pub enum CacheMode {
     WriteBack,
     /// The host's page cache; every write is flushed.
     WriteThrough,
-    /// No page cache (O_DIRECT).
-    None,
     /// The host's page cache; flushes are ignored. A power loss loses the image.
     Unsafe,
 }
@@ -49,8 +47,6 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Files it may refer to.
     pub backing: BackingPolicy,
-    /// See [`CacheMode`].
-    pub cache: CacheMode,
     /// Passphrase of an encrypted image.
     pub passphrase: Option<Arc<[u8]>>,
     /// Opens an image for its check only: nothing is repaired while it is opened, and the corrupt bit is no reason

@@ -26,6 +26,8 @@ enum Command {
     Ctl(commands::ctl::CtlArgs),
     /// Say what this host offers, which engine is chosen, and why
     Doctor(commands::doctor::DoctorArgs),
+    /// Make, inspect, check and convert disk images
+    Image(Box<commands::image::ImageArgs>),
     /// CPU models
     Cpu(commands::cpu::CpuArgs),
     /// Print a shell's completions of this program
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Ctl(arguments) => commands::ctl::run(&arguments),
         Command::Completions(arguments) => commands::completions::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
+        Command::Image(arguments) => commands::image::run(&arguments),
         Command::Cpu(arguments) => commands::cpu::run(&arguments),
     };
     match result {

@@ -12,9 +12,50 @@ pub enum DiskFormat {
     /// Byte for byte.
     #[default]
     Raw,
+    /// qcow2, version 2 or 3.
+    Qcow2,
 }
 
-/// A disk. Text: `PATH[,format=raw][,readonly=on|off][,serial=TEXT]
+impl DiskFormat {
+    /// Its name, as `block` knows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        [DiskFormat::Raw, DiskFormat::Qcow2].into_iter().find(|format| format.name() == name)
+    }
+}
+
+/// When writes reach the disk of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskCache {
+    /// When the guest flushes.
+    #[default]
+    WriteBack,
+    /// With every write.
+    WriteThrough,
+    /// Some time: flushes are ignored, and a power loss loses the disk.
+    Unsafe,
+}
+
+impl DiskCache {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "writeback" => Some(DiskCache::WriteBack),
+            "writethrough" => Some(DiskCache::WriteThrough),
+            "unsafe" => Some(DiskCache::Unsafe),
+            _ => None,
+        }
+    }
+}
+
+/// A disk. Text: `PATH[,format=raw|qcow2][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
+/// [,readonly=on|off][,serial=TEXT]
 /// [,queues=N][,packed=on|off]`; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +65,16 @@ pub struct DiskConfig {
     /// How it is stored.
     #[serde(default)]
     pub format: DiskFormat,
+    /// Directories that may hold the backing files the image names. Without one, an image with a backing file is
+    /// refused.
+    #[serde(default)]
+    pub backing: Vec<PathBuf>,
+    /// When writes reach the host's disk.
+    #[serde(default)]
+    pub cache: DiskCache,
+    /// What the guest discards keeps its space.
+    #[serde(default)]
+    pub keep_discarded: bool,
     /// The guest cannot write.
     #[serde(default)]
     pub readonly: bool,
@@ -86,10 +137,19 @@ impl FromStr for DiskConfig {
         let mut disk = DiskConfig { path: parts.next().unwrap_or_default().into(), ..DiskConfig::default() };
         for part in parts {
             match part.split_once('=') {
-                Some(("format", "raw")) => disk.format = DiskFormat::Raw,
-                Some(("format", other)) => {
-                    return Err(fail(format!("format {other:?} is unknown; known: raw")));
+                Some(("format", name)) => {
+                    let unknown = || fail(format!("format {name:?} is unknown; known: raw, qcow2"));
+                    disk.format = DiskFormat::named(name).ok_or_else(unknown)?;
                 }
+                Some(("backing", folder)) => disk.backing.push(folder.into()),
+                Some(("cache", name)) => {
+                    let known = "known: writeback, writethrough, unsafe";
+                    let unknown = || fail(format!("cache {name:?} is unknown; {known}"));
+                    disk.cache = DiskCache::named(name).ok_or_else(unknown)?;
+                }
+                Some(("discard", "on" | "unmap")) => disk.keep_discarded = false,
+                Some(("discard", "off" | "ignore")) => disk.keep_discarded = true,
+                Some(("discard", other)) => return Err(fail(format!("discard is on or off, not {other:?}"))),
                 Some(("readonly", "on")) => disk.readonly = true,
                 Some(("readonly", "off")) => disk.readonly = false,
                 Some(("readonly", other)) => {
@@ -105,7 +165,8 @@ impl FromStr for DiskConfig {
                 Some(("packed", "off")) => disk.packed = false,
                 Some(("packed", other)) => return Err(fail(format!("packed is on or off, not {other:?}"))),
                 _ => {
-                    let known = "known: format=raw, readonly=on|off, serial=TEXT, queues=N, packed=on|off";
+                    let known = "known: format=raw|qcow2, backing=DIR, cache=writeback|writethrough|unsafe, \
+                                 discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off";
                     return Err(fail(format!("{part:?} is not an option of a disk; {known}")));
                 }
             }
@@ -126,6 +187,13 @@ mod tests {
         assert!(disk.readonly);
         assert_eq!(disk.serial, "S1");
         assert_eq!((disk.queues, disk.packed), (None, false));
+        let disk: DiskConfig =
+            "a,format=qcow2,backing=/a,backing=b,cache=unsafe,discard=off".parse().unwrap();
+        assert_eq!(
+            (disk.format, disk.cache, disk.keep_discarded),
+            (DiskFormat::Qcow2, DiskCache::Unsafe, true)
+        );
+        assert_eq!(disk.backing, ["/a", "b"].map(PathBuf::from));
         let disk: DiskConfig = "a,queues=4,packed=on".parse().unwrap();
         assert_eq!((disk.queues, disk.packed), (Some(4), true));
     }
@@ -134,9 +202,11 @@ mod tests {
     fn wrong_disks_say_what_would_be_right() {
         for (text, words) in [
             ("", "path"),
-            ("a,format=qcow2", "raw"),
+            ("a,format=qcow3", "raw, qcow2"),
             ("a,readonly=yes", "on or off"),
-            ("a,cache=none", "known: format"),
+            ("a,cache=none", "known: writeback"),
+            ("a,discard=2", "on or off"),
+            ("a,speed=2", "known: format"),
             ("a,queues=0", "1 to 16"),
             ("a,queues=many", "a number"),
             ("a,packed=1", "on or off"),

@@ -24,7 +24,7 @@ mod machine;
 mod serial;
 mod size;
 
-pub use disk::{DiskConfig, DiskFormat, MAX_DISK_QUEUES};
+pub use disk::{DiskCache, DiskConfig, DiskFormat, MAX_DISK_QUEUES};
 pub use error::ConfigError;
 pub use machine::{
     DEFAULT_DEBUG_EXIT_PORT, EngineChoice, EntryChoice, MAX_CPUS, MAX_MEMORY, MAX_TRANSLATION_CACHE,

@@ -1,13 +1,13 @@
 //! The host's files behind a machine's disks, and that no file has two roles.
 
 use crate::VmmError;
-use block::{BlockBackend, RawFile};
+use block::{BackingPolicy, BlockBackend, CacheMode, OpenOptions, RawFile};
 use machine::Disk;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use vm_config::{SerialConfig, VmConfig};
+use vm_config::{DiskCache, DiskConfig, DiskFormat, SerialConfig, VmConfig};
 
 /// Opens and locks the disks.
 ///
@@ -15,13 +15,37 @@ use vm_config::{SerialConfig, VmConfig};
 /// When one is not usable, or one file is asked for twice.
 pub fn open(config: &VmConfig) -> Result<Vec<Disk>, VmmError> {
     one_role_each(config)?;
-    let open = |(index, disk): (usize, &vm_config::DiskConfig)| {
-        let backend: Arc<dyn BlockBackend> = Arc::new(RawFile::open(&disk.path, disk.readonly)?);
+    let open = |(index, disk): (usize, &DiskConfig)| {
+        let backend = open_one(disk)?;
         let serial = if disk.serial.is_empty() { format!("disk{index}") } else { disk.serial.clone() };
         let queues = disk.queues.unwrap_or_else(|| automatic_queues(config.cpus));
         Ok(Disk { backend, serial, queues, packed: disk.packed })
     };
     config.disks.iter().enumerate().map(open).collect()
+}
+
+fn open_one(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, VmmError> {
+    let backing = match disk.backing.as_slice() {
+        [] => BackingPolicy::Refuse,
+        folders => BackingPolicy::Inside(folders.to_vec()),
+    };
+    let options = OpenOptions {
+        read_only: disk.readonly,
+        backing,
+        keep_discarded: disk.keep_discarded,
+        ..OpenOptions::default()
+    };
+    let backend: Arc<dyn BlockBackend> = match disk.format {
+        // A guest's disk keeps its size, which a raw image as a format does not.
+        DiskFormat::Raw => Arc::new(RawFile::open_disk(&disk.path, &options)?),
+        format => block::open(&disk.path, format.name(), &options)?,
+    };
+    let mode = match disk.cache {
+        DiskCache::WriteBack => CacheMode::WriteBack,
+        DiskCache::WriteThrough => CacheMode::WriteThrough,
+        DiskCache::Unsafe => CacheMode::Unsafe,
+    };
+    Ok(block::with_cache_mode(backend, mode))
 }
 
 /// A queue a processor spares the guest's processors to wait for each other; each costs a thread.
@@ -63,7 +87,6 @@ fn one_role_each(config: &VmConfig) -> Result<(), VmmError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_config::DiskConfig;
 
     #[test]
     fn a_file_has_one_role_by_whatever_name() {

@@ -38,6 +38,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     fatal::install()?;
     let signals = Signals::block()?;
     let disks = disks::open(config)?;
+    let backends: Vec<_> = disks.iter().map(|disk| disk.backend.clone()).collect();
     let Chosen { engine, carrier, reason } = choose(config)?;
     tracing::info!(engine = %engine.kind(), reason, "engine chosen");
     let queue = Arc::new(OutputQueue::default());
@@ -90,6 +91,10 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     drop(guest);
     if let Some(stats) = stats {
         print(&stats);
+    }
+    // What the guest wrote and did not flush is not lost with its end.
+    for backend in backends.iter().filter(|backend| !backend.is_read_only()) {
+        backend.flush().map_err(|source| VmmError::Host { what: "the last write to a disk", source })?;
     }
     Ok(outcome)
 }

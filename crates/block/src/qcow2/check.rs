@@ -316,9 +316,12 @@ impl Walk<'_> {
             }
             let counts = &self.counts;
             let differs = |word: u64| (word & COPIED != 0) != (counts.get((word & OFFSET) >> bits) == 1);
+            // Without the flag, a write copies more than it would have to: nothing is in danger.
+            let how = |word: u64| if word & COPIED == 0 { "missing" } else { "present" };
             let mut texts = Vec::new();
-            if differs(*entry) {
-                texts.push(format!("copied flag of the L2 table at {offset:#x}"));
+            let word = *entry;
+            if differs(word) {
+                texts.push(format!("copied flag of the L2 table at {offset:#x} is wrongly {}", how(word)));
             }
             let table = image.tables.get(&*image.file, offset)?;
             for index in 0..image.geometry.l2_entries() as usize {
@@ -328,7 +331,8 @@ impl Walk<'_> {
                     && entry.word & OFFSET != 0
                     && differs(entry.word)
                 {
-                    texts.push(format!("copied flag of L2 entry {index} of the table at {offset:#x}"));
+                    let how = how(entry.word);
+                    texts.push(format!("copied flag of L2 entry {index} at {offset:#x} is wrongly {how}"));
                 }
             }
             wrong += texts.len() as u64;

@@ -3,12 +3,14 @@
 use super::Qcow2;
 use super::bits::{autoclear, compatible, incompatible};
 use super::header::{Header, MAGIC};
+use super::measure::{Measure, measure};
 use crate::backend::{BlockBackend, SECTOR_SIZE};
 use crate::error::BlockError;
 use crate::format::Driver;
 use crate::image::{DiskImage, ImageResult};
 use crate::options::{CreateOptions, OpenOptions, Preallocation};
 use crate::raw::RawFile;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -48,6 +50,20 @@ impl Driver for Qcow2Format {
         options: &OpenOptions,
     ) -> ImageResult<Arc<dyn DiskImage>> {
         Ok(Arc::new(Qcow2::open(file, path, options)?))
+    }
+
+    fn measure(&self, options: CreateOptions, data: &[Range<u64>]) -> ImageResult<Measure> {
+        let (header, preallocation, _) = plan(Path::new("new image"), options)?;
+        let bits = header.cluster_bits;
+        let (mut clusters, mut next) = (0, 0);
+        for range in data.iter().filter(|range| range.start < range.end) {
+            let (first, end) = ((range.start >> bits).max(next), ((range.end - 1) >> bits) + 1);
+            clusters += end.saturating_sub(first);
+            next = end.max(next);
+        }
+        let thick = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
+        let data = if thick { header.size.next_multiple_of(1 << bits) } else { clusters << bits };
+        Ok(measure(&header, data))
     }
 
     fn create(&self, path: &Path, options: CreateOptions) -> ImageResult<()> {

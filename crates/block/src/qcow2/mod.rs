@@ -28,6 +28,7 @@ mod flush;
 mod header;
 mod image;
 mod map;
+mod measure;
 mod open;
 mod read;
 mod refcount;
@@ -39,6 +40,7 @@ mod trace;
 mod write;
 
 pub(crate) use create::Qcow2Format;
+pub use measure::Measure;
 
 use crate::backend::BlockBackend;
 use crate::error::BlockError;

@@ -39,6 +39,8 @@ impl Qcow2 {
 
     fn shrink(&self, size: u64, old: u64) -> Result<()> {
         let start = size.next_multiple_of(self.cluster());
+        // Who makes the disk larger again expects zeros behind the end.
+        self.zero_range(size, start.min(old) - size, true)?;
         if start < old {
             self.forget_range(start, old)?;
         }

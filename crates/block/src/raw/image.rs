@@ -6,7 +6,9 @@ use crate::error::BlockError;
 use crate::format::Driver;
 use crate::image::{CheckReport, DiskImage, ImageInfo, ImageResult, Repair};
 use crate::options::{CreateOptions, OpenOptions, Preallocation};
+use crate::qcow2::Measure;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,6 +39,12 @@ impl Driver for RawFormat {
         _options: &OpenOptions,
     ) -> ImageResult<Arc<dyn DiskImage>> {
         Ok(Arc::new(RawImage::new(file, path)))
+    }
+
+    fn measure(&self, options: CreateOptions, data: &[Range<u64>]) -> ImageResult<Measure> {
+        let thick = options.options.get("preallocation").is_some_and(|mode| mode != "off" && mode != "thin");
+        let stored = data.iter().map(|range| range.end - range.start).sum();
+        Ok(Measure { required: if thick { options.size } else { stored }, fully_allocated: options.size })
     }
 
     fn create(&self, path: &Path, mut options: CreateOptions) -> ImageResult<()> {

@@ -29,6 +29,7 @@ pub struct RawFile {
     size: AtomicU64,
     read_only: bool,
     growable: bool,
+    keep_discarded: bool,
     /// The disk on its file system takes no space for zeros.
     regular: bool,
 }
@@ -36,8 +37,12 @@ pub struct RawFile {
 impl RawFile {
     /// Opens and locks a raw disk.
     pub fn open(path: &Path, read_only: bool) -> std::result::Result<Self, BlockError> {
-        let options = OpenOptions { read_only, ..OpenOptions::default() };
-        let mut file = Self::open_storage(path, &options)?;
+        Self::open_disk(path, &OpenOptions { read_only, ..OpenOptions::default() })
+    }
+
+    /// Opens and locks a raw disk with more options.
+    pub fn open_disk(path: &Path, options: &OpenOptions) -> std::result::Result<Self, BlockError> {
+        let mut file = Self::open_storage(path, options)?;
         let size = *file.size.get_mut();
         if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
             let problem = if size == 0 { "empty" } else { "no multiple of 512" };
@@ -102,6 +107,7 @@ impl RawFile {
             size: AtomicU64::new(size),
             read_only: options.read_only,
             growable: regular,
+            keep_discarded: options.keep_discarded,
             regular,
         })
     }
@@ -272,7 +278,7 @@ impl BlockBackend for RawFile {
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_write(offset, len)?;
         let len = self.stored(offset, len);
-        if len == 0 {
+        if len == 0 || self.keep_discarded {
             return Ok(());
         }
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;

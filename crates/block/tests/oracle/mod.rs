@@ -384,7 +384,7 @@ impl Case {
     }
 
     fn resize(&mut self) -> Result<(), String> {
-        if self.version2 && !self.kept.is_empty() {
+        if self.version2 && (self.backed || !self.kept.is_empty()) {
             return Ok(());
         }
         let old = self.model.len() as u64;

@@ -4,4 +4,5 @@ pub mod completions;
 pub mod cpu;
 pub mod ctl;
 pub mod doctor;
+pub mod image;
 pub mod run;

@@ -1,0 +1,145 @@
+//! A file in memory that remembers what was not flushed, and loses some of it.
+
+use block::{BlockBackend, Capabilities, Extent};
+use std::io::{Error, IoSlice, IoSliceMut, Result};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+const SECTOR: usize = 512;
+
+/// Reproducible randomness (SplitMix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+}
+
+#[derive(Default)]
+struct Content {
+    now: Vec<u8>,
+    /// As of the last flush.
+    safe: Vec<u8>,
+    /// Sectors written since, in order.
+    pending: Vec<(usize, [u8; SECTOR])>,
+}
+
+/// The file.
+pub struct Recorder {
+    content: Mutex<Content>,
+    seed: u64,
+    /// Writes and flushes until the power goes: from then on, everything fails.
+    left: AtomicI64,
+}
+
+impl Recorder {
+    pub fn new(bytes: Vec<u8>, seed: u64) -> Self {
+        let content = Content { safe: bytes.clone(), now: bytes, pending: Vec::new() };
+        Recorder { content: Mutex::new(content), seed, left: AtomicI64::new(i64::MAX) }
+    }
+
+    /// The power goes after so many writes and flushes.
+    pub fn lose_power_after(&self, count: i64) {
+        self.left.store(count, Ordering::SeqCst);
+    }
+
+    pub fn has_power(&self) -> bool {
+        self.left.load(Ordering::SeqCst) > 0
+    }
+
+    fn step(&self) -> Result<()> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(Error::other("no power")) }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        self.content.lock().unwrap().now.clone()
+    }
+
+    /// The file after its power was lost: of the sectors that wait, any subset arrived.
+    pub fn after_power_loss(&self) -> Recorder {
+        let content = self.content.lock().unwrap();
+        let mut random = Random(self.seed ^ 0xdead);
+        let share = random.below(101);
+        let mut bytes = content.safe.clone();
+        for (sector, data) in content.pending.iter().filter(|_| random.below(100) < share) {
+            let at = sector * SECTOR;
+            if bytes.len() < at + SECTOR {
+                bytes.resize(at + SECTOR, 0);
+            }
+            bytes[at..at + SECTOR].copy_from_slice(data);
+        }
+        Recorder::new(bytes, self.seed + 1)
+    }
+
+    fn put(content: &mut Content, at: usize, data: &[u8]) {
+        let end = at + data.len();
+        if content.now.len() < end {
+            content.now.resize(end.next_multiple_of(SECTOR), 0);
+        }
+        content.now[at..end].copy_from_slice(data);
+        for sector in at / SECTOR..end.div_ceil(SECTOR) {
+            let mut copy = [0; SECTOR];
+            copy.copy_from_slice(&content.now[sector * SECTOR..][..SECTOR]);
+            content.pending.push((sector, copy));
+        }
+    }
+}
+
+impl BlockBackend for Recorder {
+    fn size(&self) -> u64 {
+        self.content.lock().unwrap().now.len() as u64
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { read_only: false, discard: true, zero_alignment: 512, growable: true }
+    }
+    fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let content = self.content.lock().unwrap();
+        let mut at = offset as usize;
+        for buffer in buffers {
+            for (number, byte) in buffer.iter_mut().enumerate() {
+                *byte = content.now.get(at + number).copied().unwrap_or(0);
+            }
+            at += buffer.len();
+        }
+        Ok(())
+    }
+    fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+        self.step()?;
+        let mut content = self.content.lock().unwrap();
+        Self::put(
+            &mut content,
+            offset as usize,
+            &buffers.iter().flat_map(|buffer| buffer.to_vec()).collect::<Vec<_>>(),
+        );
+        Ok(())
+    }
+    fn flush(&self) -> Result<()> {
+        self.step()?;
+        let mut content = self.content.lock().unwrap();
+        content.safe = content.now.clone();
+        content.pending.clear();
+        Ok(())
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        // The worst that may happen: other bytes.
+        self.write_bytes(offset, &vec![0xdd; len as usize])
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<()> {
+        self.write_bytes(offset, &vec![0; len as usize])
+    }
+    fn resize(&self, size: u64) -> Result<()> {
+        self.content.lock().unwrap().now.resize(size as usize, 0);
+        Ok(())
+    }
+    fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
+        Ok(Extent::data(offset, len, Some(offset)))
+    }
+}

@@ -1,0 +1,103 @@
+//! `vireo image convert`.
+
+use super::progress::Progress;
+use super::{Folders, open, parse_options, size, wants_help};
+use anyhow::{Context, Result, bail};
+use block::{BackingPolicy, CopyOptions, CreateOptions, DiskImage, OpenOptions};
+use clap::Args;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Format of the source; without, its header decides
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Format of the target
+    #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
+    target_format: String,
+    /// Options of the target's format (name=value,…); "help" lists them
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Compress
+    #[arg(short, long)]
+    compress: bool,
+    /// Show progress on a terminal
+    #[arg(short, long)]
+    progress: bool,
+    /// Threads that read and write, 1 to 16
+    #[arg(short = 'm', value_name = "THREADS", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=16))]
+    threads: u8,
+    /// Write in any order: faster, and the target is more scattered
+    #[arg(short = 'W')]
+    any_order: bool,
+    /// Zeros of at least this size make the target sparse; 0 writes them
+    #[arg(short = 'S', value_name = "SIZE", default_value = "4k")]
+    sparse: String,
+    /// The target exists: keep it and write into it
+    #[arg(short = 'n')]
+    no_create: bool,
+    /// Backing file of the target; what reads the same there is not copied
+    #[arg(short = 'B', value_name = "FILE")]
+    backing: Option<String>,
+    /// Format of the backing file
+    #[arg(short = 'F', value_name = "FORMAT")]
+    backing_format: Option<String>,
+    /// Say nothing
+    #[arg(short, long)]
+    quiet: bool,
+    /// Image to read
+    source: PathBuf,
+    /// Image to make
+    target: PathBuf,
+}
+
+pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
+    if wants_help(&arguments.options, &arguments.target_format)? {
+        return Ok(0);
+    }
+    let source = open(&arguments.source, arguments.format.as_deref(), &folders.reading(&arguments.source))?;
+    let target = target(arguments, source.size())?;
+    if target.size() < source.size() {
+        bail!("{} is smaller than the source", arguments.target.display());
+    }
+    let find_zeros = size(&arguments.sparse)?;
+    let progress = Progress::new(source.size(), arguments.progress && !arguments.quiet);
+    if target.backing().is_some() {
+        let copied = super::chain::copy_differences(&*source, &*target, &progress);
+        copied.context("copying what differs from the backing file")?;
+    } else {
+        let options = CopyOptions {
+            threads: arguments.threads.into(),
+            compress: arguments.compress,
+            any_order: arguments.any_order,
+            target_is_zero: !arguments.no_create,
+            find_zeros,
+            progress: &|bytes| progress.add(bytes),
+        };
+        block::copy(&*source, 0..source.size(), &*target, &options).with_context(|| {
+            format!("copying {} to {}", arguments.source.display(), arguments.target.display())
+        })?;
+    }
+    target.flush()?;
+    Ok(0)
+}
+
+fn target(arguments: &ConvertArgs, size: u64) -> Result<Arc<dyn DiskImage>> {
+    let path: &Path = &arguments.target;
+    if !arguments.no_create {
+        if path.exists() && path.canonicalize()? == arguments.source.canonicalize()? {
+            bail!("Source and target are the same file");
+        }
+        let mut options =
+            CreateOptions { size, options: parse_options(&arguments.options)?, ..CreateOptions::default() };
+        let backing = arguments.backing.clone().or_else(|| options.take("backing_file"));
+        let format = arguments.backing_format.clone().or_else(|| options.take("backing_fmt"));
+        if let Some(name) = backing {
+            options.backing = Some((name, format.context("A backing file needs its format: -F FORMAT")?));
+        }
+        block::create(path, &arguments.target_format, options)?;
+    }
+    let open = OpenOptions { backing: BackingPolicy::Anywhere, ..OpenOptions::default() };
+    Ok(block::open(path, &arguments.target_format, &open)?)
+}

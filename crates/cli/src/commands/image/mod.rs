@@ -1,0 +1,187 @@
+//! `vireo image`: disk images. Options and units are those of `qemu-img` where they mean the same.
+
+mod bitmap;
+mod chain;
+mod check;
+mod compare;
+mod convert;
+mod create;
+mod dd;
+mod info;
+mod map;
+mod measure;
+mod progress;
+mod resize;
+mod snapshot;
+
+use anyhow::{Context, Result, bail};
+use block::{BackingPolicy, DiskImage, OpenOptions};
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vireo image create -f qcow2 disk.qcow2 20G
+  vireo image convert -p -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2
+  vireo image check --repair all disk.qcow2")]
+pub struct ImageArgs {
+    /// Directory in which backing files may be; repeat for several. Without: the directory of the image
+    #[arg(long, value_name = "DIR", global = true)]
+    backing_dir: Vec<PathBuf>,
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Make an empty image
+    Create(create::CreateArgs),
+    /// Tell what is known about an image
+    Info(info::InfoArgs),
+    /// Look for contradictions in an image's metadata, and repair them
+    Check(check::CheckArgs),
+    /// Copy an image into another format
+    Convert(convert::ConvertArgs),
+    /// Change the size of the disk
+    Resize(resize::ResizeArgs),
+    /// List, make, apply or delete snapshots inside an image
+    Snapshot(snapshot::SnapshotArgs),
+    /// Write an image's changes into its backing file
+    Commit(chain::CommitArgs),
+    /// Give an image another backing file
+    Rebase(chain::RebaseArgs),
+    /// Tell which parts of the disk are stored, and where
+    Map(map::MapArgs),
+    /// Compare the content of two images
+    Compare(compare::CompareArgs),
+    /// Tell how large a file becomes
+    Measure(measure::MeasureArgs),
+    /// Copy blocks of an image (if=, of=, bs=, count=, skip=)
+    Dd(dd::DdArgs),
+    /// Change a persistent dirty bitmap
+    Bitmap(bitmap::BitmapArgs),
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Args)]
+struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Print for people or as JSON
+    #[arg(long, value_enum, default_value = "human", hide = true)]
+    output: OutputKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputKind {
+    Human,
+    Json,
+}
+
+impl Output {
+    fn is_json(&self) -> bool {
+        self.json || self.output == OutputKind::Json
+    }
+}
+
+/// Where files that an image refers to may be.
+struct Folders(Vec<PathBuf>);
+
+impl Folders {
+    fn policy(&self, image: &Path) -> BackingPolicy {
+        if self.0.is_empty() { BackingPolicy::beside(image) } else { BackingPolicy::Inside(self.0.clone()) }
+    }
+
+    fn reading(&self, image: &Path) -> OpenOptions {
+        OpenOptions { backing: self.policy(image), ..OpenOptions::reading() }
+    }
+
+    fn writing(&self, image: &Path) -> OpenOptions {
+        OpenOptions { read_only: false, ..self.reading(image) }
+    }
+}
+
+pub fn run(arguments: &ImageArgs) -> Result<u8> {
+    let folders = Folders(arguments.backing_dir.clone());
+    match &arguments.command {
+        ImageCommand::Create(arguments) => create::run(arguments),
+        ImageCommand::Info(arguments) => info::run(arguments, &folders),
+        ImageCommand::Check(arguments) => check::run(arguments),
+        ImageCommand::Convert(arguments) => convert::run(arguments, &folders),
+        ImageCommand::Resize(arguments) => resize::run(arguments, &folders),
+        ImageCommand::Snapshot(arguments) => snapshot::run(arguments, &folders),
+        ImageCommand::Commit(arguments) => chain::commit(arguments, &folders),
+        ImageCommand::Rebase(arguments) => chain::rebase(arguments, &folders),
+        ImageCommand::Map(arguments) => map::run(arguments, &folders),
+        ImageCommand::Compare(arguments) => compare::run(arguments, &folders),
+        ImageCommand::Measure(arguments) => measure::run(arguments, &folders),
+        ImageCommand::Dd(arguments) => dd::run(arguments, &folders),
+        ImageCommand::Bitmap(arguments) => bitmap::run(arguments, &folders),
+    }
+}
+
+/// The format of a file: as said, or as its header says, unless its name says raw.
+fn format_of(path: &Path, stated: Option<&str>) -> Result<String> {
+    if let Some(stated) = stated {
+        return Ok(stated.to_owned());
+    }
+    let found = block::probe(path)?;
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    if found != "raw" && matches!(extension, "raw" | "img") {
+        bail!(
+            "{} is named as a raw image, but begins like {found}; a guest can write that: say which it is with -f",
+            path.display()
+        );
+    }
+    Ok(found.to_owned())
+}
+
+fn open(path: &Path, format: Option<&str>, options: &OpenOptions) -> Result<Arc<dyn DiskImage>> {
+    let format = format_of(path, format)?;
+    Ok(block::open(path, &format, options)?)
+}
+
+/// A number of bytes.
+fn size(text: &str) -> Result<u64> {
+    block::parse_size(text).map_err(anyhow::Error::msg)
+}
+
+/// `-o name=value,name=value`, several times; a comma of a value is written twice.
+fn parse_options(texts: &[String]) -> Result<std::collections::BTreeMap<String, String>> {
+    let mut options = std::collections::BTreeMap::new();
+    for text in texts {
+        for part in text.replace(",,", "\0").split(',').map(|part| part.replace('\0', ",")) {
+            let (name, value) =
+                part.split_once('=').with_context(|| format!("-o {part:?} is no name=value"))?;
+            options.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    Ok(options)
+}
+
+/// Prints the options of a format if the user asked for them.
+fn wants_help(texts: &[String], format: &str) -> Result<bool> {
+    if !texts.iter().any(|text| text == "help" || text == "?") {
+        return Ok(false);
+    }
+    for (name, help) in block::driver(format)?.options() {
+        println!("{name:<18} {help}");
+    }
+    Ok(true)
+}
+
+/// A size for people.
+fn human(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if value.fract() == 0.0 || value >= 100.0 { 0 } else { 2 };
+    format!("{value:.digits$} {}", units[unit])
+}

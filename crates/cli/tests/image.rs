@@ -1,0 +1,187 @@
+//! `vireo image` beside `qemu-img`.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(program: &str, folder: &Path, line: &str) -> Output {
+    Command::new(program).args(line.split_whitespace()).current_dir(folder).output().unwrap()
+}
+
+/// Runs our program; it has to succeed.
+fn ours(folder: &Path, line: &str) -> String {
+    let output = run(env!("CARGO_BIN_EXE_vireo"), folder, &format!("image {line}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "vireo image {line}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+fn theirs(folder: &Path, line: &str) -> String {
+    let output = run("qemu-img", folder, line);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "qemu-img {line}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// A folder with `a.raw`: data, zeros and holes. `None` where `qemu-img` is missing.
+fn folder() -> Option<tempfile::TempDir> {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("skipped: qemu-img is not installed");
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut content = vec![0; 8 << 20];
+    let mut seed = 1_u32;
+    for (at, byte) in content.iter_mut().enumerate() {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = match at >> 18 & 3 {
+            0 => (seed >> 24) as u8,
+            1 => (at >> 9) as u8,
+            _ => 0,
+        };
+    }
+    std::fs::write(folder.path().join("a.raw"), content).unwrap();
+    Some(folder)
+}
+
+#[test]
+fn converted_images_are_the_same_for_both() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    for options in
+        ["", "-c", "-c -o compression_type=zstd -W -m 4", "-o extended_l2=on", "-o compat=0.10", "-m 1 -S 0"]
+    {
+        ours(folder, &format!("convert -f raw -O qcow2 {options} a.raw b.qcow2"));
+        theirs(folder, "check -q b.qcow2");
+        theirs(folder, "compare -q a.raw b.qcow2");
+        ours(folder, "convert -f qcow2 -O raw b.qcow2 c.raw");
+        ours(folder, "compare -f raw -F raw -s a.raw c.raw");
+    }
+}
+
+#[test]
+fn maps_and_measures_are_those_of_qemu_img() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    theirs(folder, "convert -O qcow2 a.raw b.qcow2");
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    // Versions of qemu-img before 8.1 do not tell what is compressed.
+    let map = |text: &str| {
+        let mut list = json(text);
+        list.as_array_mut().into_iter().flatten().filter_map(|extent| extent.as_object_mut()).for_each(
+            |extent| {
+                extent.remove("compressed");
+            },
+        );
+        list
+    };
+    assert_eq!(map(&ours(folder, "map --json b.qcow2")), map(&theirs(folder, "map --output=json b.qcow2")));
+    for options in [
+        "--size 10G",
+        "--size 1T -o cluster_size=4k",
+        "--size 100M -o extended_l2=on,refcount_bits=1",
+        "a.raw",
+    ] {
+        let (our, their) = (
+            json(&ours(folder, &format!("measure --output json -O qcow2 {options}"))),
+            json(&theirs(folder, &format!("measure --output=json -O qcow2 {options}"))),
+        );
+        assert_eq!(our["fully-allocated"], their["fully-allocated"], "{options}");
+        assert_eq!(our["required"], their["required"], "{options}");
+    }
+    let (our, their) =
+        (json(&ours(folder, "info --json b.qcow2")), json(&theirs(folder, "info --output=json b.qcow2")));
+    for field in ["virtual-size", "format", "cluster-size", "dirty-flag"] {
+        assert_eq!(our[field], their[field], "{field}");
+    }
+    assert_eq!(our["format-specific"]["data"], their["format-specific"]["data"]);
+}
+
+#[test]
+fn a_chain_is_committed_and_rebased() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    theirs(folder, "convert -O qcow2 a.raw base.qcow2");
+    ours(folder, "create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+    let io = |command: &str| {
+        let output =
+            Command::new("qemu-io").args(["-c", command, "top.qcow2"]).current_dir(folder).output().unwrap();
+        assert!(output.status.success());
+    };
+    io("write -P 7 1000000 300000");
+    io("write -z 4M 1M");
+    ours(folder, "convert -f qcow2 -O raw top.qcow2 wanted.raw");
+    theirs(folder, "compare -q top.qcow2 wanted.raw");
+    // Another base with the same content but a hole less: only the difference is written.
+    theirs(folder, "convert -O raw base.qcow2 other.raw");
+    ours(folder, "rebase -b other.raw -F raw top.qcow2");
+    theirs(folder, "compare -q top.qcow2 wanted.raw");
+    theirs(folder, "check -q top.qcow2");
+    ours(folder, "commit -q top.qcow2");
+    theirs(folder, "compare -q -f raw other.raw wanted.raw");
+    theirs(folder, "compare -q top.qcow2 wanted.raw");
+    theirs(folder, "check -q top.qcow2");
+}
+
+#[test]
+fn a_backing_file_elsewhere_needs_permission() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    let other = tempfile::tempdir().unwrap();
+    let base = other.path().join("base.raw");
+    std::fs::copy(folder.join("a.raw"), &base).unwrap();
+    theirs(folder, &format!("create -q -f qcow2 -b {} -F raw top.qcow2", base.display()));
+    let refused = run(env!("CARGO_BIN_EXE_vireo"), folder, "image convert -O raw top.qcow2 out.raw");
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not inside a directory that was allowed"));
+    ours(folder, &format!("--backing-dir {} convert -O raw top.qcow2 out.raw", other.path().display()));
+    theirs(folder, "compare -q -f raw -F raw a.raw out.raw");
+}
+
+#[test]
+fn bitmaps_are_kept_by_both() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    ours(folder, "create -q -f qcow2 b.qcow2 16M");
+    ours(folder, "bitmap --add -g 64k b.qcow2 ours");
+    theirs(folder, "bitmap --add b.qcow2 theirs");
+    let output = Command::new("qemu-io")
+        .args(["-c", "write 1M 200k", "b.qcow2"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let list: serde_json::Value =
+        serde_json::from_str(&ours(folder, "bitmap --list --json b.qcow2")).unwrap();
+    // 200 KiB from 1 MiB on touch four pieces of 64 KiB.
+    assert_eq!(
+        (&list[0]["dirty"], &list[1]["dirty"]),
+        (&serde_json::json!(262_144), &serde_json::json!(262_144))
+    );
+    ours(folder, "bitmap --clear b.qcow2 theirs");
+    ours(folder, "bitmap --merge ours b.qcow2 theirs");
+    theirs(folder, "check -q b.qcow2");
+    ours(folder, "bitmap --remove b.qcow2 ours");
+    theirs(folder, "check -q b.qcow2");
+    let info = theirs(folder, "info --output=json b.qcow2");
+    assert!(info.contains("theirs") && !info.contains("\"ours\""));
+}
+
+#[test]
+fn leaks_and_corruption_are_found_and_repaired() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    ours(folder, "convert -f raw -O qcow2 a.raw b.qcow2");
+    let path = folder.join("b.qcow2");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The first refcount block is in cluster 2; one count too high, one too low.
+    let block = 2 << 16;
+    bytes[block + 2 * 6 + 1] = 9;
+    bytes[block + 2 * 8 + 1] = 0;
+    std::fs::write(&path, bytes).unwrap();
+    let found = run(env!("CARGO_BIN_EXE_vireo"), folder, "image check b.qcow2");
+    assert_eq!(found.status.code(), run("qemu-img", folder, "check b.qcow2").status.code());
+    assert_eq!(found.status.code(), Some(2));
+    ours(folder, "check --repair all b.qcow2");
+    theirs(folder, "check -q b.qcow2");
+    theirs(folder, "compare -q a.raw b.qcow2");
+}
