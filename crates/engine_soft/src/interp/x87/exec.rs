@@ -131,7 +131,8 @@ fn run(cpu: &mut Cpu, insn: &Insn, scratch: &mut [u8; 16], data: Option<u64>) ->
     };
     cpu.fpu.set_fip(fip);
     if cpu.fpu.error_pending() {
-        cpu.fpu.set_fop(u16::from(form.opcode()) << 8 | u16::from(insn.src2));
+        let modrm = if form.is_memory() { insn.src2 } else { form.modrm() };
+        cpu.fpu.set_fop(u16::from(form.opcode()) << 8 | u16::from(modrm));
         cpu.fpu.set_fdp(data.unwrap_or(fdp));
     } else {
         cpu.fpu.set_fop(fop);
