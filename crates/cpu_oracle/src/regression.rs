@@ -6,7 +6,7 @@
 use crate::case::{Case, Mode, Patch};
 use crate::layout::USER_DS;
 use crate::minimise::plain_xsave;
-use crate::{CODE_MAX, CODE_SIZE, XSAVE_SIZE};
+use crate::{CODE_MAX, CODE_SIZE, XSAVE_SIZE, undefined};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -126,6 +126,7 @@ impl Regression {
         let mode = MODES.iter().find(|(name, _)| *name == self.mode);
         let (_, mode) = mode.with_context(|| format!("there is no mode '{}'", self.mode))?;
         let code = unhex(&self.code)?;
+        let undefined_flags = self.undefined | undefined::in_code(&code, mode.bits());
         let at = usize::try_from(self.at)?;
         ensure!(code.len() <= CODE_MAX && at + code.len() <= CODE_SIZE, "the code leaves its page");
         let mut gprs = [0; 16];
@@ -151,7 +152,7 @@ impl Regression {
             xsave,
             data_seed: self.seed,
             patches: patches.collect::<Result<_>>()?,
-            undefined_flags: self.undefined,
+            undefined_flags,
             instructions: 1,
         })
     }

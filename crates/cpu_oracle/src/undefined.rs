@@ -3,7 +3,7 @@
 //! The interpreter does as one processor does, [`REFERENCE`]; there nothing is masked. Any other processor may do
 //! otherwise, so there the flags that the manual calls undefined are not compared.
 
-use iced_x86::Instruction;
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use std::arch::x86_64::__cpuid;
 use std::sync::LazyLock;
 
@@ -21,6 +21,16 @@ static IS_REFERENCE: LazyLock<bool> = LazyLock::new(|| {
 /// Flags (as the decoder numbers them) that are undefined after an instruction, given those before it.
 pub(crate) fn after(instruction: &Instruction, before: u32) -> u32 {
     if *IS_REFERENCE { 0 } else { undefined_after(instruction, before) }
+}
+
+/// RFLAGS bits that are undefined somewhere in straight-line code of a code segment of `bitness` bits.
+pub(crate) fn in_code(code: &[u8], bitness: u32) -> u64 {
+    let (mut undefined, mut all) = (0, 0);
+    for instruction in &mut Decoder::new(bitness, code, DecoderOptions::NONE) {
+        undefined = after(&instruction, undefined);
+        all |= architectural(undefined);
+    }
+    all
 }
 
 fn undefined_after(instruction: &Instruction, before: u32) -> u32 {
@@ -41,7 +51,7 @@ pub(crate) fn architectural(bits: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iced_x86::{Decoder, DecoderOptions, RflagsBits};
+    use iced_x86::RflagsBits;
 
     fn decode(bytes: &[u8]) -> Instruction {
         Decoder::new(64, bytes, DecoderOptions::NONE).decode()

@@ -6,7 +6,7 @@
 //! | [`copy`], [`vector`], [`transfer`] | instructions that are copied; branches, calls, stack |
 //! | [`memory`] | the check of each memory operand |
 //! | [`operand`], [`flags`] | where guest registers and flags live |
-//! | [`unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
+//! | [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
 //! | [`thunks`], [`runtime`] | ways in and out, calls to the interpreter |
 //! | [`cache`], [`asm`], [`shared`] | memory for code, bytes of code, fields that code reaches |
 //!
