@@ -79,7 +79,11 @@ entropy)
 console)
   modprobe virtio_pci
   modprobe virtio_console
-  echo "VIREO-CONSOLE-OK" > /dev/hvc0
+  # The port is announced through the device's control queue, some time after the driver is there; a redirection
+  # to a node that is not would make a plain file.
+  n=0
+  while [ ! -c /dev/hvc0 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
+  [ -c /dev/hvc0 ] && echo "VIREO-CONSOLE-OK" > /dev/hvc0
   ;;
 smp) echo "VIREO-SMP $(nproc)" && vireo_guest cpu | grep threads ;;
 time)
