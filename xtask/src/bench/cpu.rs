@@ -33,7 +33,7 @@ pub struct CpuOptions {
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// More options for `vireo run`, for example `--options "--software-tier interpreter"`
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
     options: String,
     /// Leave QEMU out
     #[arg(long)]

@@ -68,6 +68,7 @@ panic) echo c > /proc/sysrq-trigger ;;
 exit) vireo_guest exit ${argument:-0} ;;
 cpuinfo) cat /proc/cpuinfo ;;
 cpu) vireo_guest cpu && echo "VIREO-CPU-DONE" ;;
+bench) vireo_bench run $(echo $argument | tr , " ") && echo "VIREO-BENCH-DONE" ;;
 work) vireo_guest work ${argument:-100} && echo "VIREO-WORK-DONE" ;;
 crypto) test_crypto ;;
 block) test_block ;;
