@@ -308,6 +308,7 @@ fn one_queue_is_reset_and_enabled_again() {
     bench.write(COMMON + common::QUEUE_SELECT, 0, 2);
     std::thread::scope(|scope| {
         let reset = scope.spawn(|| bench.write(COMMON + common::QUEUE_RESET, 1, 2));
+        wait_until(|| is_recalled(&bench));
         for _ in 0..1000 {
             assert!(!reset.is_finished());
             std::thread::yield_now();
