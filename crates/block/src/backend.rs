@@ -1,7 +1,7 @@
 //! The trait.
 
 use serde::Serialize;
-use std::io::{IoSlice, IoSliceMut, Result};
+use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
 
 /// Unit of disk sizes and of request offsets, in bytes.
 pub const SECTOR_SIZE: u64 = 512;
@@ -94,6 +94,13 @@ pub trait BlockBackend: Send + Sync {
     /// How the first bytes of a range are stored: an extent that starts at `offset` and is at most `len` long.
     fn block_status(&self, offset: u64, len: u64) -> Result<Extent>;
 
+    /// The end of a range, which must lie on the disk.
+    fn check_range(&self, offset: u64, len: u64) -> Result<u64> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size() => Ok(end),
+            _ => Err(Error::new(ErrorKind::InvalidInput, "the range leaves the disk")),
+        }
+    }
     /// Whether writes are refused.
     fn is_read_only(&self) -> bool {
         self.capabilities().read_only

@@ -1,14 +1,10 @@
 //! Parts of scattered buffers.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Deref;
 
 /// Bytes of all buffers.
-pub(crate) fn len(buffers: &[IoSlice<'_>]) -> u64 {
-    buffers.iter().map(|buffer| buffer.len() as u64).sum()
-}
-
-/// Bytes of all buffers.
-pub(crate) fn len_mut(buffers: &[IoSliceMut<'_>]) -> u64 {
+pub(crate) fn len<B: Deref<Target = [u8]>>(buffers: &[B]) -> u64 {
     buffers.iter().map(|buffer| buffer.len() as u64).sum()
 }
 

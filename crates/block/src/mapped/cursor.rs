@@ -59,11 +59,6 @@ impl<'a> SlicesMut<'a> {
     }
 }
 
-/// Sum of the lengths.
-pub(super) fn length<B: std::ops::Deref<Target = [u8]>>(buffers: &[B]) -> u64 {
-    buffers.iter().map(|buffer| buffer.len() as u64).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,8 @@
 //! Requests: from ranges of the disk to ranges of the file.
 
-use super::cursor::length;
 use super::{Layout, Mapped, Place, Slices, SlicesMut};
 use crate::backend::{BlockBackend, Capabilities, Extent};
+use crate::buffers::len;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,13 +19,6 @@ pub(super) enum Source {
 const ZEROS: &[u8] = &[0; 64 << 10];
 
 impl<L: Layout> Mapped<L> {
-    fn check_range(&self, offset: u64, len: u64) -> Result<u64> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(end),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "the range leaves the disk")),
-        }
-    }
-
     fn check_write(&self, offset: u64, len: u64) -> Result<u64> {
         if self.refuses_writes() {
             return Err(ErrorKind::ReadOnlyFilesystem.into());
@@ -87,7 +80,7 @@ impl<L: Layout> Mapped<L> {
     }
 
     fn read_backing(&self, at: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let len = length(buffers);
+        let len = len(buffers);
         let start = self.backing_start + at;
         let below = self.backing.as_ref().map_or(0, |backing| backing.size().saturating_sub(start)).min(len);
         let mut slices = SlicesMut::new(buffers);
@@ -338,7 +331,7 @@ impl<L: Layout> BlockBackend for Mapped<L> {
     }
 
     fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let end = self.check_range(offset, length(buffers))?;
+        let end = self.check_range(offset, len(buffers))?;
         let _shared = self.structure.read();
         let mut slices = SlicesMut::new(buffers);
         let mut at = offset;
@@ -351,7 +344,7 @@ impl<L: Layout> BlockBackend for Mapped<L> {
     }
 
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        let end = self.check_write(offset, length(buffers))?;
+        let end = self.check_write(offset, len(buffers))?;
         let _shared = self.structure.read();
         let mut slices = Slices::new(buffers);
         let mut at = offset;

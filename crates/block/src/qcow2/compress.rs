@@ -4,7 +4,7 @@ use super::Qcow2;
 use super::bits::Entry;
 use super::refcount::Refcounts;
 use crate::backend::BlockBackend;
-use crate::buffers::len_mut;
+use crate::buffers::len;
 use std::cell::RefCell;
 use std::io::{Error, ErrorKind, IoSliceMut, Result};
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Qcow2 {
             }
         };
         let within = self.geometry.in_cluster(at) as usize;
-        let mut from = &data[within..within + len_mut(buffers) as usize];
+        let mut from = &data[within..within + len(buffers) as usize];
         for buffer in buffers {
             let (now, rest) = from.split_at(buffer.len());
             buffer.copy_from_slice(now);

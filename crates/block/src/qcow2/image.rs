@@ -3,7 +3,7 @@
 use super::Qcow2;
 use super::bits::{autoclear, incompatible};
 use crate::backend::{BlockBackend, Capabilities, Extent};
-use crate::buffers::{len, len_mut};
+use crate::buffers::len;
 use crate::error::BlockError;
 use crate::image::{Bitmaps, CheckReport, DiskImage, ImageInfo, ImageResult, Repair, Snapshots};
 use crate::raw::actual_size;
@@ -24,7 +24,7 @@ impl BlockBackend for Qcow2 {
     }
 
     fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        self.check_range(offset, len_mut(buffers))?;
+        self.check_range(offset, len(buffers))?;
         let _gate = self.gate.read();
         self.read(offset, buffers)
     }

@@ -51,7 +51,7 @@ use flights::Flights;
 use header::Header;
 use parking_lot::{Mutex, RwLock};
 use refcount::Refcounts;
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -130,13 +130,6 @@ impl Qcow2 {
 
     fn cluster(&self) -> u64 {
         self.geometry.cluster()
-    }
-
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= BlockBackend::size(self) => Ok(()),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "the range leaves the disk")),
-        }
     }
 
     /// An I/O error as the image's; one that is already a story of its own stays.

@@ -3,13 +3,13 @@
 use super::Qcow2;
 use super::map::Run;
 use crate::backend::Extent;
-use crate::buffers::{len_mut, part_mut};
+use crate::buffers::{len, part_mut};
 use std::io::{IoSliceMut, Result};
 
 impl Qcow2 {
     /// Reads a range of the disk.
     pub(super) fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let len = len_mut(buffers);
+        let len = len(buffers);
         let mut done = 0;
         while done < len {
             let at = offset + done;
@@ -61,7 +61,7 @@ impl Qcow2 {
 
     /// Reads the backing file; zeros where there is none.
     pub(super) fn read_backing(&self, at: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let len = len_mut(buffers);
+        let len = len(buffers);
         let there = self.backing.as_ref().map_or(0, |backing| backing.size().saturating_sub(at).min(len));
         if let Some(backing) = &self.backing
             && there > 0

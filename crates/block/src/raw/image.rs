@@ -2,6 +2,7 @@
 
 use super::RawFile;
 use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
+use crate::buffers::len;
 use crate::error::BlockError;
 use crate::format::Driver;
 use crate::image::{CheckReport, DiskImage, ImageInfo, ImageResult, Repair};
@@ -74,13 +75,6 @@ impl RawImage {
         let size = AtomicU64::new(file.size().next_multiple_of(SECTOR_SIZE));
         RawImage { file, path: path.to_owned(), size }
     }
-
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(()),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "the range leaves the disk")),
-        }
-    }
 }
 
 impl BlockBackend for RawImage {
@@ -91,11 +85,11 @@ impl BlockBackend for RawImage {
         Capabilities { growable: false, ..self.file.capabilities() }
     }
     fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        self.check_range(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+        self.check_range(offset, len(buffers))?;
         self.file.read_at(offset, buffers)
     }
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        self.check_range(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+        self.check_range(offset, len(buffers))?;
         self.file.write_at(offset, buffers)
     }
     fn flush(&self) -> Result<()> {

@@ -9,6 +9,7 @@ pub use image::RawImage;
 pub(crate) use image::{RawFormat, actual_size};
 
 use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
+use crate::buffers::len;
 use crate::error::BlockError;
 use crate::lock;
 use crate::options::{OpenOptions, Preallocation};
@@ -145,9 +146,8 @@ impl RawFile {
 
     fn check(&self, offset: u64, len: u64) -> Result<()> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(()),
             Some(end) if self.growable && i64::try_from(end).is_ok() => Ok(()),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "the range leaves the disk")),
+            _ => self.check_range(offset, len).map(drop),
         }
     }
 
@@ -220,7 +220,7 @@ impl BlockBackend for RawFile {
     }
 
     fn read_at(&self, mut offset: u64, mut buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let len = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        let len = len(buffers);
         self.check(offset, len)?;
         IoSliceMut::advance_slices(&mut buffers, 0);
         while !buffers.is_empty() {
@@ -246,7 +246,7 @@ impl BlockBackend for RawFile {
     }
 
     fn write_at(&self, mut offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        self.check_write(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+        self.check_write(offset, len(buffers))?;
         let mut own = buffers.to_vec();
         let mut buffers = own.as_mut_slice();
         IoSlice::advance_slices(&mut buffers, 0);

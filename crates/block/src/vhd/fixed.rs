@@ -2,6 +2,7 @@
 
 use super::footer::{FOOTER, Footer};
 use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
+use crate::buffers::len;
 use crate::error::BlockError;
 use crate::image::{CheckReport, DiskImage, ImageInfo, ImageResult, Repair};
 use parking_lot::Mutex;
@@ -34,13 +35,6 @@ impl VhdFixed {
         }
         Ok(VhdFixed { file, path: path.to_owned(), footer: Mutex::new(footer), size: AtomicU64::new(size) })
     }
-
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(()),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "the range leaves the disk")),
-        }
-    }
 }
 
 impl BlockBackend for VhdFixed {
@@ -51,11 +45,11 @@ impl BlockBackend for VhdFixed {
         Capabilities { growable: false, ..self.file.capabilities() }
     }
     fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        self.check_range(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+        self.check_range(offset, len(buffers))?;
         self.file.read_at(offset, buffers)
     }
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        self.check_range(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+        self.check_range(offset, len(buffers))?;
         self.file.write_at(offset, buffers)
     }
     fn flush(&self) -> Result<()> {

@@ -4,6 +4,7 @@ use super::descriptor::Descriptor;
 use super::header::Header;
 use super::layout::SparseLayout;
 use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
+use crate::buffers::len;
 use crate::error::BlockError;
 use crate::image::{CheckReport, DiskImage, ImageInfo, ImageResult, Repair};
 use crate::mapped::{Mapped, Slices, SlicesMut, put, random};
@@ -55,13 +56,6 @@ pub(super) struct VmdkImage {
 }
 
 impl VmdkImage {
-    fn check_range(&self, offset: u64, len: u64) -> Result<u64> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(end),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "the range leaves the disk")),
-        }
-    }
-
     fn write_descriptor(&self, descriptor: &Descriptor, place: &DescriptorPlace) -> Result<()> {
         let mut bytes = descriptor.text().as_bytes().to_vec();
         match place.room {
@@ -144,7 +138,7 @@ impl BlockBackend for VmdkImage {
     }
 
     fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let len = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        let len = len(buffers);
         let end = self.check_range(offset, len)?;
         let mut slices = SlicesMut::new(buffers);
         self.each(offset, end, |part, at, len| {
@@ -161,7 +155,7 @@ impl BlockBackend for VmdkImage {
     }
 
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        let end = self.check_write(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+        let end = self.check_write(offset, len(buffers))?;
         let mut slices = Slices::new(buffers);
         self.each(offset, end, |part, at, len| {
             let slices = slices.take(len);
