@@ -2,6 +2,8 @@
 
 #[path = "../tests/oracle/mod.rs"]
 mod oracle;
+#[path = "../tests/random/mod.rs"]
+mod random;
 
 fn main() {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>().expect("a number"));

@@ -1,11 +1,13 @@
 //! Power loss: of all that was not flushed, any subset may be lost. What was flushed must be there, and the image must
 //! have leaked clusters at most.
 
+mod random;
 #[path = "power_loss/recorder.rs"]
 mod recorder;
 
 use block::{DiskImage, OpenOptions, Repair, create, driver};
-use recorder::{Random, Recorder};
+use random::Random;
+use recorder::Recorder;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -87,7 +89,7 @@ fn change(
             model.write(at, cluster, value);
             image.write_compressed(at as u64, &vec![value; cluster]).map_err(text)?;
         }
-        6 if random.below(4) == 0 => snapshot(random, image, model)?,
+        6 if random.chance(25) => snapshot(random, image, model)?,
         _ => {
             let value = random.next() as u8;
             model.write(at, len, value);
@@ -102,7 +104,7 @@ fn snapshot(random: &mut Random, image: &dyn DiskImage, model: &mut Model) -> Re
     let snapshots = image.snapshots().ok_or("no snapshots")?;
     let list = snapshots.list().map_err(|error| block::with_causes(&error))?;
     let done = match list.first() {
-        Some(first) if list.len() > 2 || random.below(2) == 0 => snapshots.delete(&first.id),
+        Some(first) if list.len() > 2 || random.chance(50) => snapshots.delete(&first.id),
         _ => snapshots.create("s").map(drop),
     };
     done.map_err(|error| block::with_causes(&error))?;
@@ -115,14 +117,14 @@ fn case(seed: u64) -> Result<(), String> {
     let mut random = Random(seed);
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let path = folder.path().join("empty.qcow2");
-    let cluster = 512 << random.below(5);
+    let cluster = random.pick(&[512, 1024, 2048, 4096, 8192]);
     let size = 64 * cluster * (1 + random.below(4) as usize);
     let mut options = block::CreateOptions { size: size as u64, ..block::CreateOptions::default() };
     options.options.insert("cluster_size".into(), cluster.to_string());
-    let version2 = random.below(5) == 0;
+    let version2 = random.chance(20);
     if version2 {
         options.options.insert("compat".into(), "0.10".into());
-    } else if random.below(4) == 0 {
+    } else if random.chance(25) {
         options.options.insert("lazy_refcounts".into(), "on".into());
     }
     create(&path, "qcow2", options).map_err(|error| block::with_causes(&error))?;

@@ -2,6 +2,7 @@
 //! `cargo run --release -p block --example qcow2_oracle -- 1000`.
 
 mod oracle;
+mod random;
 
 fn cases(seeds: std::ops::Range<u64>) {
     let works = |tool: &str| std::process::Command::new(tool).arg("--version").output().is_ok();

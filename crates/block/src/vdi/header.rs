@@ -16,8 +16,8 @@ const VERSION: u32 = 0x0001_0001;
 const DYNAMIC: u32 = 1;
 const FIXED: u32 = 2;
 const BLOCK_SIZE: u32 = 1 << 20;
-/// Most blocks: 256 TiB with blocks of 1 MiB.
-const BLOCKS_MAX: u32 = 1 << 28;
+/// Most blocks: 16 TiB with blocks of 1 MiB. The table is held in memory, and this makes it 64 MiB.
+const BLOCKS_MAX: u32 = 1 << 24;
 const TEXT: &[u8] = b"<<< VirtualBox Disk Image, made by Vireo >>>\n";
 
 /// The first sector.

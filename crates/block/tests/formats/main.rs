@@ -4,6 +4,8 @@
 //! `VIREO_FORMAT_CASES=1000 cargo nextest run -p block --test formats` tries more than the usual few cases a format,
 //! `VIREO_FORMAT_SEED=7` begins with another one.
 
+mod cases;
 mod power_loss;
-mod rng;
+#[path = "../random/mod.rs"]
+mod random;
 mod turns;

@@ -3,7 +3,8 @@
 //! After each the image must open, its check may find leaks only, and every sector is as it was at the last flush or
 //! as one of the later writes made it.
 
-use crate::rng::{Rng, seeds, tool};
+use crate::cases::{range, run, seeds, tool};
+use crate::random::Random;
 use block::{
     BackingPolicy, BlockBackend, Capabilities, CreateOptions, DiskImage, Extent, OpenOptions, Repair, driver,
 };
@@ -53,14 +54,14 @@ impl Recorder {
     }
 
     /// What a power loss could leave.
-    fn after_loss(&self, rng: &mut Rng) -> Vec<u8> {
+    fn after_loss(&self, rng: &mut Random) -> Vec<u8> {
         let state = self.0.lock().unwrap();
         let mut bytes = state.durable.clone();
         let kept_of_ten = rng.below(11);
         for change in &state.pending {
             // A write is torn between sectors.
             if let Change::Write(at, data) = change
-                && rng.one_in(4)
+                && rng.chance(25)
             {
                 for (n, sector) in data.chunks(512).enumerate() {
                     if rng.below(10) < kept_of_ten {
@@ -136,9 +137,9 @@ impl Allowed {
     }
 }
 
-fn history(rng: &mut Rng, image: &dyn DiskImage, model: &mut [u8], allowed: &mut Allowed) {
+fn history(rng: &mut Random, image: &dyn DiskImage, model: &mut [u8], allowed: &mut Allowed) {
     for _ in 0..rng.below(14) {
-        let (start, len) = rng.range(model.len() as u64);
+        let (start, len) = range(rng, model.len() as u64);
         let range = start as usize..(start + len) as usize;
         match rng.below(9) {
             0 | 1 => {
@@ -146,7 +147,7 @@ fn history(rng: &mut Rng, image: &dyn DiskImage, model: &mut [u8], allowed: &mut
                 allowed.flushed(model);
             }
             2 => {
-                image.write_zeroes(start, len, rng.one_in(2)).unwrap();
+                image.write_zeroes(start, len, rng.chance(50)).unwrap();
                 model[range].fill(0);
                 allowed.wrote(start, &vec![0; len as usize]);
             }
@@ -179,13 +180,13 @@ fn their_view(path: &Path, format: &str) -> Option<Vec<u8>> {
     let code = check.status.code();
     assert!(matches!(code, Some(0 | 3 | 63)) || format == "vdi" && code == Some(2), "{check:?}");
     let raw = path.with_extension("raw");
-    crate::rng::run("qemu-img", &["convert", "-f", format, "-O", "raw", name, raw.to_str().unwrap()]);
+    run("qemu-img", &["convert", "-f", format, "-O", "raw", name, raw.to_str().unwrap()]);
     // It does not look at the bitmaps of vhd: sectors it sees may be lost for us. Both are allowed.
     (format != "vpc").then(|| std::fs::read(&raw).unwrap())
 }
 
 fn verify(
-    rng: &mut Rng,
+    rng: &mut Random,
     path: &Path,
     format: &str,
     bytes: &[u8],
@@ -195,7 +196,7 @@ fn verify(
     std::fs::write(path, bytes).unwrap();
     let opening =
         |read_only| OpenOptions { read_only, backing: BackingPolicy::Anywhere, ..OpenOptions::default() };
-    let theirs = rng.one_in(2).then(|| their_view(path, format)).flatten();
+    let theirs = rng.chance(50).then(|| their_view(path, format)).flatten();
     let image = block::open(path, format, &opening(false)).unwrap();
     let report = image.check(Repair::Nothing).unwrap();
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{report:?}");
@@ -224,7 +225,7 @@ fn losses(format: &str, options: &[(&str, &str)], default: u64) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.img");
     for seed in seeds(default) {
-        let mut rng = Rng::new(seed);
+        let mut rng = Random(seed);
         let size = (1 + rng.below(9 << 11)) * 512;
         let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         block::create(&path, format, CreateOptions { size, options, ..CreateOptions::default() }).unwrap();

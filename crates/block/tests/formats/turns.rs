@@ -1,14 +1,15 @@
 //! Two tools, one image.
 
-use crate::rng::{Rng, run, seeds, tool};
+use crate::cases::{range, run, seeds, tool};
+use crate::random::Random;
 use block::{BackingPolicy, CreateOptions, OpenOptions, Repair};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-fn options(rng: &mut Rng, format: &str) -> BTreeMap<String, String> {
+fn options(rng: &mut Random, format: &str) -> BTreeMap<String, String> {
     let mut options = BTreeMap::new();
-    let mut maybe = |rng: &mut Rng, name: &str, values: &[&str]| {
-        if !rng.one_in(3) {
+    let mut maybe = |rng: &mut Random, name: &str, values: &[&str]| {
+        if !rng.chance(33) {
             options.insert(name.to_owned(), rng.pick(values).to_owned());
         }
     };
@@ -54,16 +55,16 @@ fn opening(read_only: bool) -> OpenOptions {
 }
 
 /// Random requests with our code; `model` follows.
-fn ours(rng: &mut Rng, path: &Path, format: &str, model: &mut Vec<u8>) {
+fn ours(rng: &mut Random, path: &Path, format: &str, model: &mut Vec<u8>) {
     let image = block::open(path, format, &opening(false)).unwrap();
     assert_eq!(image.size(), model.len() as u64, "size we see");
     for _ in 0..rng.below(24) {
-        let (start, len) = rng.range(model.len() as u64);
+        let (start, len) = range(rng, model.len() as u64);
         let range = start as usize..(start + len) as usize;
         match rng.below(10) {
             0 => image.flush().unwrap(),
             1 | 2 => {
-                image.write_zeroes(start, len, rng.one_in(2)).unwrap();
+                image.write_zeroes(start, len, rng.chance(50)).unwrap();
                 model[range].fill(0);
             }
             3 => {
@@ -87,7 +88,7 @@ fn ours(rng: &mut Rng, path: &Path, format: &str, model: &mut Vec<u8>) {
             }
         }
     }
-    if rng.one_in(4) && format != "vmdk" || rng.one_in(4) {
+    if rng.chance(25) && format != "vmdk" || rng.chance(25) {
         let more = (1 + rng.below(8000)) * 512;
         match image.resize(model.len() as u64 + more) {
             Ok(()) => model.resize(image.size() as usize, 0),
@@ -101,12 +102,12 @@ fn ours(rng: &mut Rng, path: &Path, format: &str, model: &mut Vec<u8>) {
 }
 
 /// Random requests with `qemu-io`.
-fn theirs(rng: &mut Rng, path: &Path, format: &str, model: &mut [u8]) {
+fn theirs(rng: &mut Random, path: &Path, format: &str, model: &mut [u8]) {
     let mut commands = Vec::new();
     for _ in 0..1 + rng.below(16) {
-        let (start, len) = rng.range(model.len() as u64);
+        let (start, len) = range(rng, model.len() as u64);
         let range = start as usize..(start + len) as usize;
-        if rng.one_in(5) {
+        if rng.chance(20) {
             commands.push(format!("write -z {start} {len}"));
             model[range].fill(0);
         } else {
@@ -164,14 +165,14 @@ fn virtual_size(path: &Path, format: &str) -> u64 {
 }
 
 /// A backing file in the same format, with random content; sometimes shorter.
-fn backing(rng: &mut Rng, path: &Path, format: &str, size: u64) -> Vec<u8> {
-    let size = if rng.one_in(3) { (1 + rng.below(size / 512)) * 512 } else { size };
+fn backing(rng: &mut Random, path: &Path, format: &str, size: u64) -> Vec<u8> {
+    let size = if rng.chance(33) { (1 + rng.below(size / 512)) * 512 } else { size };
     block::create(path, format, CreateOptions { size, ..CreateOptions::default() }).unwrap();
     let mut model = vec![0; size as usize];
     {
         let image = block::open(path, format, &opening(false)).unwrap();
         for _ in 0..12 {
-            let (start, len) = rng.range(size);
+            let (start, len) = range(rng, size);
             let data: Vec<u8> = (0..len).map(|_| rng.next() as u8).collect();
             image.write_bytes(start, &data).unwrap();
             model[start as usize..(start + len) as usize].copy_from_slice(&data);
@@ -182,14 +183,14 @@ fn backing(rng: &mut Rng, path: &Path, format: &str, size: u64) -> Vec<u8> {
 
 /// Overlays; the other tool joins in where it can: it has no differencing vhd and vhdx.
 fn overlay(seed: u64, format: &str, with_theirs: bool) {
-    let mut rng = Rng::new(seed);
+    let mut rng = Random(seed);
     let folder = tempfile::tempdir().unwrap();
     let (base, path) = (folder.path().join("base.img"), folder.path().join("top.img"));
     let size = (1 + rng.below(12 << 11)) * 512;
     let mut model = backing(&mut rng, &base, format, size);
     model.resize(size as usize, 0);
     println!("seed {seed}: {format}, {size} bytes over {}", base.metadata().unwrap().len());
-    if with_theirs && rng.one_in(2) {
+    if with_theirs && rng.chance(50) {
         let (name, base, size) = (path.to_str().unwrap(), base.to_str().unwrap(), size.to_string());
         run("qemu-img", &["create", "-q", "-f", format, "-b", base, "-F", format, name, &size]);
     } else {
@@ -202,7 +203,7 @@ fn overlay(seed: u64, format: &str, with_theirs: bool) {
     }
     for _ in 0..4 {
         let before = std::fs::read(&base).unwrap();
-        if with_theirs && rng.one_in(2) {
+        if with_theirs && rng.chance(50) {
             theirs(&mut rng, &path, format, &mut model);
         } else {
             ours(&mut rng, &path, format, &mut model);
@@ -243,12 +244,12 @@ fn vmdk() {
 }
 
 fn case(seed: u64, format: &str) {
-    let mut rng = Rng::new(seed);
+    let mut rng = Random(seed);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.img");
     let options = options(&mut rng, format);
     let size = (1 + rng.below(24 << 11)) * 512;
-    let we_make_it = rng.one_in(2);
+    let we_make_it = rng.chance(50);
     println!("seed {seed}: {format}, {size} bytes, {options:?}, made by us: {we_make_it}");
     // The other tool cannot write grains of a stream twice.
     let stream = options.get("subformat").is_some_and(|name| name == "streamOptimized");
@@ -270,7 +271,7 @@ fn case(seed: u64, format: &str) {
     assert!(seen >= size && seen < size + (1 << 20), "size is {seen}");
     let mut model = vec![0; seen as usize];
     for _ in 0..4 {
-        if stream || rng.one_in(2) {
+        if stream || rng.chance(50) {
             ours(&mut rng, &path, format, &mut model);
         } else {
             theirs(&mut rng, &path, format, &mut model);

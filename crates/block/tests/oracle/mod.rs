@@ -1,6 +1,7 @@
 //! Random images with random histories, made by two programs in turn: this crate and QEMU's tools. Whatever one wrote,
 //! the other has to read bit for bit, and both have to find the image in order.
 
+use crate::random::Random;
 use block::{
     BackingPolicy, BlockBackend, CreateOptions, DiskImage, OpenOptions, Repair, Snapshots, create, open,
     with_causes,
@@ -8,28 +9,6 @@ use block::{
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-
-/// Reproducible randomness (SplitMix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
 
 fn tool(name: &str, arguments: &[String]) -> Result<String, String> {
     let output = Command::new(name).args(arguments).output().map_err(|error| format!("{name}: {error}"))?;
@@ -87,7 +66,7 @@ impl Case {
         let path = folder.join(format!("case{seed}.qcow2"));
         let version2 = random.chance(15);
         let extended = !version2 && random.chance(25);
-        let cluster = 1 << if extended { 14 + random.below(5) } else { 9 + random.below(10) };
+        let cluster = 1 << if extended { 14 + random.below(5) } else { 9 + random.below(13) };
         let size = (1 + random.below((cluster * 300).clamp(1 << 20, 24 << 20) / 512)) * 512;
         let mut options = vec![
             format!("cluster_size={cluster}"),

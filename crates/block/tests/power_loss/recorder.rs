@@ -1,27 +1,12 @@
 //! A file in memory that remembers what was not flushed, and loses some of it.
 
+use crate::random::Random;
 use block::{BlockBackend, Capabilities, Extent};
 use std::io::{Error, IoSlice, IoSliceMut, Result};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 const SECTOR: usize = 512;
-
-/// Reproducible randomness (SplitMix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-}
 
 #[derive(Default)]
 struct Content {
