@@ -17,6 +17,7 @@ pub mod ioapic;
 pub mod pci;
 pub mod pic;
 pub mod pit;
+pub mod pvpanic;
 pub mod routing;
 pub mod rtc;
 pub mod serial;

@@ -57,6 +57,8 @@ pub struct PciWindows {
     pub mmio32: Range<u64>,
     /// Memory for BARs above 4 GiB; may be empty.
     pub mmio64: Range<u64>,
+    /// PIC inputs of the four INTx wires, for a system that does not use the IOAPIC.
+    pub intx_irqs: [u8; 4],
 }
 
 /// A 16550 serial port.
@@ -94,6 +96,8 @@ pub struct BoardLayout {
     pub power: PowerLayout,
     /// Serial ports.
     pub serial_ports: Vec<SerialPort>,
+    /// The pvpanic port.
+    pub panic_port: u16,
 }
 
 impl Default for BoardLayout {
@@ -108,6 +112,7 @@ impl Default for BoardLayout {
                 ecam_buses: 1,
                 mmio32: 0xc000_0000..0xfc00_0000,
                 mmio64: 0x40_0000_0000..0x60_0000_0000,
+                intx_irqs: [5, 10, 11, 14],
             },
             power: PowerLayout {
                 event: 0x600,
@@ -120,6 +125,7 @@ impl Default for BoardLayout {
                 reset_value: 6,
             },
             serial_ports: vec![SerialPort { port: 0x3f8, irq: 4 }],
+            panic_port: 0x505,
         }
     }
 }

@@ -12,7 +12,8 @@ use chipset::ioapic::IoApic;
 use chipset::pci::{PciLayout, RootComplex};
 use chipset::pic::Pic;
 use chipset::pit::Pit;
-use chipset::routing::InterruptRouter;
+use chipset::pvpanic::{self, PvPanic};
+use chipset::routing::{INTX_PIC_INPUTS, InterruptRouter};
 use chipset::rtc::{MemorySize, Rtc};
 use chipset::serial::{Serial, SerialBackend};
 use device::pci::PciFunction;
@@ -71,6 +72,7 @@ pub enum BoardError {
 pub(crate) struct BoardEvents {
     pub power: Arc<dyn PowerEvents>,
     pub debug_exit: Box<dyn Fn(u32) + Send + Sync>,
+    pub panic: Box<dyn Fn() + Send + Sync>,
 }
 
 /// The surroundings that devices are built into.
@@ -208,22 +210,30 @@ impl Board {
             AcpiPm::new(builder.line(chipset::acpi_pm::SCI_GSI), events.power.clone(), timers);
         builder.ports(&power_management, &[(chipset::acpi_pm::PORT_BASE, chipset::acpi_pm::PORT_COUNT)])?;
         builder.ports(&I8042::new(events.power.clone()), &chipset::i8042::WINDOWS)?;
+        builder.ports(&PvPanic::new(events.panic), &[(pvpanic::PORT.into(), pvpanic::PORTS)])?;
         if let Some(port) = settings.debug_exit {
             builder.ports(&DebugExit::new(events.debug_exit), &[(port.into(), 4)])?;
         }
 
         let root = builder.add_pci(&events.power)?;
         let console = add_virtio(&mut builder, &root, settings.disks, settings.console)?;
-        root.assign_addresses()?;
         builder.devices.push(root.clone());
         let io = Arc::new(BoardIo { ports, memory: memory_bus, pic, ioapic });
-        Ok(Board { io, serial, console, power_management, root, devices: builder.devices })
+        let board = Board { io, serial, console, power_management, root, devices: builder.devices };
+        board.set_up_as_firmware()?;
+        Ok(board)
+    }
+
+    /// What a system expects firmware to have done: addresses of BARs, interrupt lines, the PIC's trigger modes.
+    fn set_up_as_firmware(&self) -> Result<(), BoardError> {
+        self.io.pic.set_level_triggered(&INTX_PIC_INPUTS);
+        Ok(self.root.assign_addresses()?)
     }
 
     /// Power-on state of all devices.
     pub fn reset(&self) -> Result<(), BoardError> {
         self.devices.iter().for_each(|device| device.reset());
-        Ok(self.root.assign_addresses()?)
+        self.set_up_as_firmware()
     }
 
     /// Stops background work of all devices.

@@ -17,6 +17,7 @@ pub(crate) fn of_board(cpus: u32) -> BoardLayout {
             ecam_buses: memory_map::ECAM_BUSES,
             mmio32: memory_map::MMIO32,
             mmio64: memory_map::MMIO64,
+            intx_irqs: chipset::routing::INTX_PIC_INPUTS,
         },
         power: PowerLayout {
             event: acpi_pm::PM1A_EVENT,
@@ -29,6 +30,7 @@ pub(crate) fn of_board(cpus: u32) -> BoardLayout {
             ..defaults.power
         },
         serial_ports: vec![SerialPort { port: serial as u16, irq: gsi as u8 }],
+        panic_port: chipset::pvpanic::PORT,
         ..defaults
     }
 }

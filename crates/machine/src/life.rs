@@ -28,6 +28,8 @@ pub enum MachineEvent {
     Reset,
     /// The guest wrote to the debug-exit port.
     DebugExit(u32),
+    /// The guest's kernel panicked and said so on the pvpanic port.
+    GuestPanic,
     /// A processor shut down after a triple fault.
     TripleFault {
         /// Which.
@@ -124,6 +126,10 @@ impl Machine {
             debug_exit: {
                 let sender = Mutex::new(sender.clone());
                 Box::new(move |value| drop(sender.lock().send(MachineEvent::DebugExit(value))))
+            },
+            panic: {
+                let sender = Mutex::new(sender.clone());
+                Box::new(move || drop(sender.lock().send(MachineEvent::GuestPanic)))
             },
         };
         let entropy = Arc::new(HostEntropy);

@@ -14,6 +14,8 @@ pub enum TinyGuest {
     DebugExit(u32),
     /// Takes an exception without an interrupt table.
     TripleFault,
+    /// Writes a value to the pvpanic port.
+    Panic(u8),
     /// Pulls the reset line through the keyboard controller.
     Reset,
     /// Halts for ever.
@@ -34,7 +36,7 @@ const MAGIC: u32 = 0x1bad_b002;
 const EXIT: [u8; 7] = [0xb0, 0x15, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd];
 
 impl TinyGuest {
-    /// The exit status of [`TinyGuest::Echo`] and [`TinyGuest::Flood`].
+    /// The exit status of [`TinyGuest::Echo`], [`TinyGuest::Flood`] and a [`TinyGuest::Panic`] that is none.
     pub const EXIT_STATUS: i32 = (0x15 << 1) | 1;
 
     /// Writes the image into a folder.
@@ -64,6 +66,8 @@ impl TinyGuest {
                 let table = BASE + CODE_AT + 8;
                 [&[0x0f, 0x01, 0x1d][..], &table.to_le_bytes(), &[0xcc, 0, 0, 0, 0, 0, 0]].concat()
             }
+            // mov dx, 505h; mov al, value; out dx, al; and debug-exit if that changes nothing
+            TinyGuest::Panic(value) => [&[0x66, 0xba, 0x05, 0x05, 0xb0, value, 0xee][..], &EXIT].concat(),
             // mov al, feh; out 64h, al; hlt; jmp hlt
             TinyGuest::Reset => vec![0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd],
             TinyGuest::Halt => vec![0xf4, 0xeb, 0xfd],

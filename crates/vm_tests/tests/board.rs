@@ -15,10 +15,10 @@ struct Shell {
 }
 
 impl Shell {
-    fn boot(material: &Material, options: &[&str]) -> Result<Self> {
+    fn boot(material: &Material, words: &str, options: &[&str]) -> Result<Self> {
         let mut all = vec!["--engine", "software"];
         all.extend_from_slice(options);
-        let mut vm = material.boot("vireo.test=shell", &all)?;
+        let mut vm = material.boot(&format!("vireo.test=shell {words}"), &all)?;
         vm.wait_for("VIREO-INIT-OK", BOOT)?;
         // Neither an echo of what is typed nor a prompt between the lines.
         vm.wait_for("# ", 60)?;
@@ -48,7 +48,7 @@ impl Shell {
 #[test]
 fn the_kernel_finds_no_fault_in_the_tables() -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
-    let mut shell = Shell::boot(&material, &["--cpus", "2"])?;
+    let mut shell = Shell::boot(&material, "", &["--cpus", "2"])?;
     let log = shell.run("dmesg")?;
     assert!(log.contains("ACPI: Interpreter enabled"), "{log}");
     let complaints = [
@@ -102,13 +102,61 @@ fn the_kernel_finds_no_fault_in_the_tables() -> Result<()> {
     shell.power_off()
 }
 
+/// Without message-signalled interrupts a disk interrupts through its pin: at the IOAPIC, at the PIC as the tables route
+/// it, and at the PIC as the configuration space says.
+#[test]
+fn a_disk_interrupts_through_its_pin() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let disk = folder.path().join("disk.raw");
+    let content: String = (0..16_384).map(|line| format!("{line:063x}\n")).collect();
+    std::fs::write(&disk, &content)?;
+    let disk = disk.display().to_string();
+    // Slot 2, pin A: wire C, which is GSI 18 and the PIC's input 11.
+    let cases = [
+        ("pci=nomsi", "IO-APIC", "18-fasteoi"),
+        ("pci=nomsi noapic", "XT-PIC", " 11:"),
+        ("pci=nomsi acpi=off", "XT-PIC", " 11:"),
+    ];
+    for (words, controller, input) in cases {
+        let mut shell = Shell::boot(&material, words, &["--disk", &format!("{disk},readonly=on")])?;
+        shell.run("modprobe virtio_pci; modprobe virtio_blk; sleep 1")?;
+        let read = shell.run("dd if=/dev/vda bs=64k 2>/dev/null | sha256sum")?;
+        assert!(read.contains(&sha256(&content)?), "{words}: {read}");
+        let interrupts = shell.run("cat /proc/interrupts")?;
+        let line = interrupts.lines().find(|line| line.contains("virtio1"));
+        let counted = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok());
+        assert!(
+            line.is_some_and(|line| line.contains(controller) && line.contains(input))
+                && counted.is_some_and(|count| count > 0),
+            "{words}: {interrupts}"
+        );
+    }
+    Ok(())
+}
+
+/// The stock kernel finds the panic port by the tables and says its last word there; without its driver, the command
+/// line's `panic=` decides.
+#[test]
+fn a_panic_has_an_exit_status_of_its_own() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let cases =
+        [("vireo.test=panic", &[][..], 14), ("vireo.test=panic,silent panic=-1", &["--no-reboot"], 12)];
+    for (words, options, status) in cases {
+        let outcome = material.boot(words, &[&["--engine", "software"], options].concat())?.wait(BOOT)?;
+        assert_eq!(outcome.code, Some(status), "{words}: {}\n{}", outcome.errors, outcome.console);
+        assert!(outcome.console.contains("Kernel panic - not syncing: sysrq triggered crash"), "{words}");
+    }
+    Ok(())
+}
+
 /// One MiB in each direction, through the stock 8250 driver: no byte is lost, changed or doubled.
 #[test]
 fn a_mebibyte_passes_the_serial_port_in_both_directions() -> Result<()> {
     const LINES: usize = 16_384;
     const PORTION: usize = 32_768;
     let Some(material) = Material::find() else { return Ok(()) };
-    let mut shell = Shell::boot(&material, &[])?;
+    let mut shell = Shell::boot(&material, "", &[])?;
     // 64 bytes a line, all different.
     let text: String = (0..LINES).map(|line| format!("{line:063x}\n")).collect();
     let wanted = sha256(&text)?;

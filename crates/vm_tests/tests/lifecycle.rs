@@ -17,6 +17,10 @@ fn exit_statuses_tell_how_the_guest_ended() -> Result<()> {
         (TinyGuest::DebugExit(128), &[], 1, ""),
         (TinyGuest::TripleFault, &[], 8, "triple fault"),
         (TinyGuest::Reset, &["--no-reboot"], 12, "reset"),
+        (TinyGuest::Panic(1), &[], 14, "kernel panicked"),
+        (TinyGuest::Panic(3), &[], 14, "kernel panicked"),
+        // It has a crash kernel, which goes on.
+        (TinyGuest::Panic(2), &[], TinyGuest::EXIT_STATUS, ""),
     ] {
         let outcome = TestVm::start(material.tiny(guest, folder.path(), options)?)?.wait(60)?;
         assert_eq!(outcome.code, Some(status), "{guest:?}: {}", outcome.errors);

@@ -192,6 +192,7 @@ impl Driver<'_> {
             MachineEvent::Reset if self.no_reboot => Some(Outcome::Reset),
             MachineEvent::Reset => self.reset(),
             MachineEvent::DebugExit(value) => Some(Outcome::DebugExit(value)),
+            MachineEvent::GuestPanic => Some(Outcome::GuestPanic),
             MachineEvent::TripleFault { vcpu } => Some(Outcome::TripleFault { vcpu }),
             MachineEvent::Failed { vcpu, detail } => {
                 Some(Outcome::Failed { detail: format!("vCPU {vcpu}: {detail}") })

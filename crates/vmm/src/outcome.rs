@@ -22,6 +22,8 @@ pub mod exit_code {
     pub const ENDED: u8 = 10;
     /// The guest asked for a reset and was not to have one.
     pub const RESET: u8 = 12;
+    /// The guest's kernel panicked and said so on the pvpanic port.
+    pub const GUEST_PANIC: u8 = 14;
 }
 
 /// Why a machine is no more.
@@ -31,6 +33,8 @@ pub enum Outcome {
     PowerOff,
     /// The guest wrote to the debug-exit port.
     DebugExit(u32),
+    /// The guest's kernel panicked.
+    GuestPanic,
     /// A processor shut down.
     TripleFault {
         /// Which.
@@ -53,6 +57,7 @@ impl Outcome {
         match self {
             Outcome::PowerOff => exit_code::POWER_OFF,
             Outcome::DebugExit(value) => (value << 1 | 1) as u8,
+            Outcome::GuestPanic => exit_code::GUEST_PANIC,
             Outcome::TripleFault { .. } => exit_code::GUEST_CRASH,
             Outcome::Reset => exit_code::RESET,
             Outcome::Ended => exit_code::ENDED,
@@ -67,6 +72,7 @@ impl fmt::Display for Outcome {
         match self {
             Outcome::PowerOff => f.write_str("the guest powered itself off"),
             Outcome::DebugExit(value) => write!(f, "the guest wrote {value:#x} to its debug-exit port"),
+            Outcome::GuestPanic => f.write_str("the guest's kernel panicked"),
             Outcome::TripleFault { vcpu } => write!(f, "the guest crashed: triple fault of vCPU {vcpu}"),
             Outcome::Reset => f.write_str("the guest asked for a reset"),
             Outcome::Ended => f.write_str("somebody ended the machine"),
@@ -161,8 +167,14 @@ mod tests {
     fn only_debug_exit_has_odd_statuses() {
         assert_eq!(Outcome::DebugExit(0).exit_code(), 1);
         assert_eq!(Outcome::DebugExit(0x10).exit_code(), 33);
-        let others = [Outcome::PowerOff, Outcome::TripleFault { vcpu: 0 }, Outcome::Reset, Outcome::Ended];
+        let others = [
+            Outcome::PowerOff,
+            Outcome::TripleFault { vcpu: 0 },
+            Outcome::Reset,
+            Outcome::Ended,
+            Outcome::GuestPanic,
+        ];
         let codes: Vec<_> = others.iter().map(Outcome::exit_code).collect();
-        assert_eq!(codes, [0, 8, 12, 10]);
+        assert_eq!(codes, [0, 8, 12, 10, 14]);
     }
 }

@@ -64,7 +64,11 @@ case $task in
 shell | "") ;;
 poweroff) ;;
 reboot) reboot -f ;;
-panic) echo c > /proc/sysrq-trigger ;;
+panic)
+  # What udev does by the device's name in the tables.
+  [ "$argument" = silent ] || modprobe pvpanic-mmio
+  echo c > /proc/sysrq-trigger
+  ;;
 exit) vireo_guest exit ${argument:-0} ;;
 cpuinfo) cat /proc/cpuinfo ;;
 cpu) vireo_guest cpu && echo "VIREO-CPU-DONE" ;;

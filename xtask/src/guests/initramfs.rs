@@ -22,6 +22,7 @@ const MODULES: &[&str] = &[
     "drivers/char/hw_random/virtio-rng.ko",
     "drivers/char/virtio_console.ko",
     "drivers/acpi/button.ko",
+    "drivers/misc/pvpanic",
     "drivers/input/evdev.ko",
     "arch/x86/crypto",
     "crypto",

@@ -9,6 +9,7 @@ use crate::ioapic::{self, IoApic};
 use crate::pci::{PciLayout, RootComplex};
 use crate::pic::Pic;
 use crate::pit::Pit;
+use crate::pvpanic::PvPanic;
 use crate::rtc::{MemorySize, Rtc};
 use crate::serial::{self, Serial, SerialBackend};
 use device::pci::{Bar, BarKind, ConfigSpace, PciFunction, PciIdentity};
@@ -18,7 +19,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// Every chip, by name.
-pub const CHIPS: [(&str, Build); 11] = [
+pub const CHIPS: [(&str, Build); 12] = [
     ("acpi_pm", acpi_pm),
     ("debug_console", debug_console),
     ("debug_exit", debug_exit),
@@ -28,6 +29,7 @@ pub const CHIPS: [(&str, Build); 11] = [
     ("pci", pci),
     ("pic", pic),
     ("pit", pit),
+    ("pvpanic", pvpanic),
     ("rtc", rtc),
     ("serial", serial),
 ];
@@ -163,6 +165,15 @@ pub fn debug_exit() -> Rig {
         DebugExit::new(Box::new(move |value| seen.note("exit", value.into())))
     };
     timed(build, &[4], |_, _, _| {})
+}
+
+/// The panic port.
+pub fn pvpanic() -> Rig {
+    let build = |_, seen: &Arc<Witness>| {
+        let seen = Arc::clone(seen);
+        PvPanic::new(Box::new(move || seen.note("panic", 0)))
+    };
+    timed(build, &[1], |_, _, _| {})
 }
 
 /// The console port.

@@ -23,6 +23,8 @@ pub const REGISTER_BAR0: u16 = 0x10;
 pub const REGISTER_BARS_END: u16 = 0x28;
 pub const REGISTER_INTERRUPT_LINE: u16 = 0x3c;
 pub const REGISTER_INTERRUPT_PIN: u16 = 0x3d;
+/// The interrupt line register's value for a function that is not connected (PCI 3.0, 6.2.4).
+pub const NO_INTERRUPT_LINE: u8 = 0xff;
 
 pub const BAR_IO: u32 = 1 << 0;
 /// Bits 2–1: 64-bit memory.

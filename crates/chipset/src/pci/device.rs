@@ -2,6 +2,7 @@
 
 use super::bits::*;
 use super::{PciError, PciLayout};
+use crate::routing::INTX_PIC_INPUTS;
 use ::device::pci::PciFunction;
 use std::ops::Range;
 
@@ -93,7 +94,9 @@ impl Assignment {
         let mut pin = [0];
         function.config_read(REGISTER_INTERRUPT_PIN, &mut pin);
         if pin[0] != 0 {
-            let line = super::gsi_of(device, pin[0]) as u8;
+            // A PC's firmware puts the PIC's input there (PCI 3.0, 6.2.4); who uses the IOAPIC goes by the tables.
+            let wire = super::gsi_of(device, pin[0]).saturating_sub(super::intx::FIRST_GSI) as usize;
+            let line = INTX_PIC_INPUTS.get(wire).copied().unwrap_or(NO_INTERRUPT_LINE);
             function.config_write(REGISTER_INTERRUPT_LINE, &[line]);
         }
         Ok(())

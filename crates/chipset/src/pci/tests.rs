@@ -155,7 +155,8 @@ fn addresses_are_assigned_aligned_and_apart_and_decode_when_enabled() {
         assert!(memory & 0xfff == 0 && layout.mmio32.contains(&memory));
         assert!(wide & 0x3fff == 4 && layout.mmio32.contains(&wide));
         taken.extend([memory, wide & !0xf]);
-        assert_eq!(u32::from(rig.read(device, 0x3c) as u8), gsi_of(device, 1));
+        // Pin A of slot 3 is wire D, of slot 4 wire A; the routing table says where the PIC has them.
+        assert_eq!(rig.read(device, 0x3c) as u8, if device == 3 { 14 } else { 5 });
         assert_eq!(rig.memory(memory), 0xff);
         rig.write(device, 4, 3);
         assert_eq!(rig.memory(memory), device << 4 | 1);

@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// First port and number of ports of the windows: master, slave, edge/level control.
 pub const WINDOWS: [(u64, u64); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
 
+/// Window of the edge/level control registers.
+const EDGE_LEVEL_WINDOW: usize = 2;
+
 /// The pair of controllers. Windows: see [`WINDOWS`].
 pub struct Pic {
     chips: Mutex<Cascade>,
@@ -40,6 +43,17 @@ impl Pic {
     /// Sets the level of input 0–15.
     pub fn set_irq(&self, line: u8, level: bool) {
         self.with(|chips| chips.set_irq(line, level));
+    }
+
+    /// Makes these inputs level-triggered and all others edge-triggered, as firmware does in the edge/level registers
+    /// for PCI's wires. A reset forgets it.
+    pub fn set_level_triggered(&self, inputs: &[u8]) {
+        let bits = inputs.iter().fold(0, |bits, &input| bits | 1_u16.checked_shl(input.into()).unwrap_or(0));
+        let [low, high] = bits.to_le_bytes();
+        self.with(|chips| {
+            chips.write(EDGE_LEVEL_WINDOW, 0, low);
+            chips.write(EDGE_LEVEL_WINDOW, 1, high);
+        });
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut Cascade) -> R) -> R {

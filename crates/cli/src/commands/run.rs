@@ -36,7 +36,8 @@ Exit status:
   6     the CPU engine is not usable or failed
   8     the guest crashed: a triple fault
   10    somebody ended the machine: Ctrl-], the second SIGTERM, another signal, `vireo ctl PATH stop`
-  12    the guest asked for a reset, with --no-reboot";
+  12    the guest asked for a reset, with --no-reboot
+  14    the guest's kernel panicked, and said so through its pvpanic driver";
 
 /// Options override the machine file.
 #[derive(Debug, Args)]
@@ -156,7 +157,9 @@ pub fn run(arguments: &RunArgs) -> Result<u8> {
     let options = RunOptions { stats: arguments.stats, control: arguments.control.clone() };
     let outcome = vmm::run(&config, &options)?;
     match &outcome {
-        Outcome::TripleFault { .. } | Outcome::Reset => eprintln!("vireo: {}: {outcome}", config.name),
+        Outcome::GuestPanic | Outcome::TripleFault { .. } | Outcome::Reset => {
+            eprintln!("vireo: {}: {outcome}", config.name);
+        }
         Outcome::Failed { .. } => eprintln!("vireo: error: {}: {outcome}", config.name),
         Outcome::PowerOff | Outcome::DebugExit(_) | Outcome::Ended => {}
     }

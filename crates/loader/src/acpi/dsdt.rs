@@ -1,48 +1,12 @@
 //! DSDT: what the fixed tables cannot say, in AML.
 
+use super::aml::{Raw, all, device, name, raw, resources};
+use super::host_bridge::{host_bridge, interrupt_model};
 use super::tables::table;
 use crate::BoardLayout;
-use crate::layout::{PciWindows, SerialPort};
-use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path,
-    ResourceTemplate, Scope,
-};
-use acpi_tables::{Aml, AmlSink};
-
-/// The first GSI of PCI's wires, and how many there are.
-const INTX_GSI: u32 = 16;
-const INTX_WIRES: u32 = 4;
-/// Devices on a bus.
-const PCI_DEVICES: u32 = 32;
-/// The ports of the configuration mechanism, which are not for devices on the bus.
-const CONFIG_PORTS: u16 = 0xcf8;
-
-/// AML already built.
-struct Raw(Vec<u8>);
-
-impl Aml for Raw {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(&self.0);
-    }
-}
-
-fn raw(object: &dyn Aml) -> Raw {
-    let mut bytes = Vec::new();
-    object.to_aml_bytes(&mut bytes);
-    Raw(bytes)
-}
-
-fn name(path: &str, value: &dyn Aml) -> Raw {
-    raw(&Name::new(Path::new(path), value))
-}
-
-fn resources(items: Vec<&dyn Aml>) -> Raw {
-    name("_CRS", &ResourceTemplate::new(items))
-}
-
-fn device(path: &str, parts: &[Raw]) -> Raw {
-    raw(&Device::new(Path::new(path), parts.iter().map(|part| part as &dyn Aml).collect()))
-}
+use crate::layout::SerialPort;
+use acpi_tables::Aml;
+use acpi_tables::aml::{EISAName, IO, Interrupt, Memory32Fixed, Package, Path, Scope};
 
 /// Builds the table.
 pub fn build(layout: &BoardLayout) -> Vec<u8> {
@@ -50,54 +14,12 @@ pub fn build(layout: &BoardLayout) -> Vec<u8> {
     for (index, port) in layout.serial_ports.iter().enumerate().take(9) {
         devices.push(serial(index as u8 + 1, port));
     }
-    let scope = raw(&Scope::new(Path::new("\\_SB_"), devices.iter().map(|d| d as &dyn Aml).collect()));
+    devices.push(panic_port(layout.panic_port));
+    let scope = raw(&Scope::new(Path::new("\\_SB_"), all(&devices)));
     let sleep_type = layout.power.s5;
     let soft_off = name("\\_S5_", &Package::new(vec![&sleep_type, &0_u8, &0_u8, &0_u8]));
-    table(b"DSDT", 2, &[scope.0, soft_off.0].concat())
-}
-
-/// PCI Express root: its windows, and how INTx is wired.
-fn host_bridge(pci: &PciWindows) -> Raw {
-    let last_bus = pci.ecam_buses.clamp(1, 256) - 1;
-    let buses = AddressSpace::new_bus_number(0_u16, last_bus);
-    let config = IO::new(CONFIG_PORTS, CONFIG_PORTS, 1, 8);
-    let low_ports = AddressSpace::new_io(0_u16, CONFIG_PORTS - 1, None);
-    let high_ports = AddressSpace::new_io(CONFIG_PORTS + 8, 0xffff, None);
-    let memory = |start: u64, end: u64| {
-        // A 64-bit descriptor also holds the window below 4 GiB.
-        AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, start, end - 1, None)
-    };
-    let mut windows: Vec<AddressSpace<u64>> = Vec::new();
-    for window in [&pci.mmio32, &pci.mmio64] {
-        if !window.is_empty() {
-            windows.push(memory(window.start, window.end));
-        }
-    }
-    let mut crs: Vec<&dyn Aml> = vec![&buses, &config, &low_ports, &high_ports];
-    crs.extend(windows.iter().map(|window| window as &dyn Aml));
-    let parts = [
-        name("_HID", &EISAName::new("PNP0A08")),
-        name("_CID", &EISAName::new("PNP0A03")),
-        name("_UID", &0_u8),
-        name("_SEG", &0_u8),
-        name("_BBN", &0_u8),
-        resources(crs),
-        routing(),
-    ];
-    device("PC00", &parts)
-}
-
-/// `_PRT`: pin p of device d at the IOAPIC's pin 16 + (d + p) mod 4, p from 0.
-fn routing() -> Raw {
-    let mut wires = Vec::new();
-    for slot in 0..PCI_DEVICES {
-        for pin in 0..4_u32 {
-            let address = slot << 16 | 0xffff;
-            let gsi = INTX_GSI + (slot + pin) % INTX_WIRES;
-            wires.push(raw(&Package::new(vec![&address, &(pin as u8), &0_u8, &gsi])));
-        }
-    }
-    name("_PRT", &Package::new(wires.iter().map(|wire| wire as &dyn Aml).collect()))
+    let [controller, told] = interrupt_model();
+    table(b"DSDT", 2, &[controller.0, told.0, scope.0, soft_off.0].concat())
 }
 
 /// ECAM and power-management ports belong to the board: nobody else may take them.
@@ -119,6 +41,13 @@ fn clock() -> Raw {
     let ports = IO::new(0x70, 0x70, 1, 2);
     let interrupt = Interrupt::new(true, true, false, false, 8);
     device("RTC0", &[name("_HID", &EISAName::new("PNP0B00")), resources(vec![&ports, &interrupt])])
+}
+
+/// The port that takes the guest's last word, by QEMU's `docs/specs/pvpanic`.
+fn panic_port(port: u16) -> Raw {
+    let ports = IO::new(port, port, 1, 1);
+    // Present, decoding, shown to people, working (ACPI 6.5, 6.3.7).
+    device("PEVT", &[name("_HID", &"QEMU0001"), name("_STA", &0xf_u8), resources(vec![&ports])])
 }
 
 /// A 16550A.

@@ -7,7 +7,9 @@
 //!                └──> HPET
 //! ```
 
+mod aml;
 mod dsdt;
+mod host_bridge;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -97,6 +97,8 @@ fn acpica_reads_what_was_meant() {
         "Device (PC00)",
         "Device (COM2)",
         "EisaId (\"PNP0501\")",
+        "Name (_HID, \"QEMU0001\")",
+        "0x0505, // Range Minimum",
         "0x03F8, // Range Minimum",
         "Name (\\_S5, Package (0x04)",
         "0x00000000C0000000, // Range Minimum",
