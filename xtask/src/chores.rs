@@ -37,6 +37,8 @@ pub fn test(options: &TestOptions) -> Result<()> {
     }
     // The oracle of disk images and their locks.
     guests::need("qemu-img", "qemu-utils")?;
+    // The oracle of our ACPI tables.
+    guests::need("iasl", "acpica-tools")?;
     let nextest = command::is_installed("cargo-nextest");
     let mut command = workspace::cargo();
     if nextest {

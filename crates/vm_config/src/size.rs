@@ -19,7 +19,9 @@ impl FromStr for ByteSize {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
         let upper = unit.to_ascii_uppercase();
-        let unit = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
+        // The "i" of KiB belongs to a letter; there are no iB.
+        let binary = upper.strip_suffix("IB").filter(|unit| !unit.is_empty());
+        let unit = binary.or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
         let shift = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(fail)?.1;
         let number: u64 = number.parse().map_err(|_| fail())?;
         let bytes = number.checked_mul(1 << shift).ok_or_else(fail)?;
@@ -76,7 +78,7 @@ mod tests {
             assert_eq!(size.to_string().parse::<ByteSize>().unwrap(), size);
         }
         assert_eq!(ByteSize(1536 << 20).to_string(), "1536M");
-        for text in ["", "M", "12X", "-1", "1.5G", "99999999999T", "512 M"] {
+        for text in ["", "M", "12X", "-1", "1.5G", "99999999999T", "512 M", "5iB", "5i", "5Mi", "5BB"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
     }

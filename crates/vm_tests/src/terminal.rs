@@ -90,6 +90,14 @@ impl Terminal {
         Ok(OnTerminal(child))
     }
 
+    /// Gives it another size, which its foreground processes hear of.
+    ///
+    /// # Errors
+    /// When stty cannot be run.
+    pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        self.stty(&["columns", &columns.to_string(), "rows", &rows.to_string()]).map(drop)
+    }
+
     fn stty(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new("stty")
             .args(arguments)

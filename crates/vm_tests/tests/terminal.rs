@@ -1,6 +1,7 @@
 //! The terminal is as it was, however `vireo run` ends. SIGKILL is the exception that no program can mend.
 
 use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use vm_tests::{Material, OnTerminal, Signal, Terminal, TinyGuest};
@@ -111,5 +112,31 @@ fn a_suspended_process_leaves_it_to_the_shell_and_takes_it_again() -> Result<()>
     terminal.type_keys(&[0x1d])?;
     assert_eq!(program.wait()?.code(), Some(10));
     assert_eq!(terminal.attributes()?, before);
+    Ok(())
+}
+
+/// VIRTIO_CONSOLE_F_SIZE (virtio 1.3, 5.3.4): at the start and after each change, in the words of the guest's stty.
+#[test]
+fn the_guest_knows_the_terminals_size_and_its_changes() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let said = folder.path().join("serial.txt");
+    let serial = format!("file:{}", said.display());
+    let mut command = material.command(&["run", "--memory", "256M", "--engine", "software"]);
+    command.arg("--kernel").arg(material.kernel()).arg("--initrd").arg(material.initramfs());
+    command.args(["--serial", &serial, "--console", "stdio", "--append", "console=ttyS0 console=hvc0"]);
+    let mut terminal = Terminal::open()?;
+    terminal.resize(132, 43)?;
+    let _program = terminal.start(&command)?;
+    for size in [(132, 43), (90, 31)] {
+        terminal.resize(size.0, size.1)?;
+        let wanted = format!("SIZE {} {}", size.1, size.0);
+        let end = Instant::now() + Duration::from_secs(300);
+        while !std::fs::read_to_string(&said).unwrap_or_default().contains(&wanted) {
+            anyhow::ensure!(Instant::now() < end, "no {wanted:?}: {:?}", std::fs::read_to_string(&said));
+            terminal.type_keys(b"echo SIZE $(stty size) > /dev/ttyS0\r")?;
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
     Ok(())
 }

@@ -20,6 +20,8 @@ pub enum Request {
     Suspend,
     /// SIGCONT: somebody continued the process.
     Continued,
+    /// SIGWINCH: the terminal has another size.
+    Resized,
     /// A client of the control socket asks.
     Control {
         /// For what.
@@ -59,6 +61,8 @@ pub trait Guest {
     fn stop_process(&mut self);
     /// The process was continued.
     fn continued(&mut self);
+    /// The terminal has another size.
+    fn resized(&mut self);
     /// Tells whoever wants to know.
     fn announce(&mut self, event: Event);
 }
@@ -120,6 +124,7 @@ impl Driver<'_> {
             Request::Stats => self.while_standing(|guest| guest.print_stats()),
             Request::Suspend => self.while_standing(|guest| guest.stop_process()),
             Request::Continued => self.guest.continued(),
+            Request::Resized => self.guest.resized(),
             Request::Control { command, reply } => {
                 let (answer, outcome) = self.obey(command);
                 // A client that has gone wants no answer.
@@ -264,6 +269,9 @@ mod tests {
         }
         fn continued(&mut self) {
             self.log.push("continued");
+        }
+        fn resized(&mut self) {
+            self.log.push("resized");
         }
         fn announce(&mut self, event: Event) {
             self.events.push(event);

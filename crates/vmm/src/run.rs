@@ -191,6 +191,10 @@ impl Guest for RunningGuest<'_> {
         self.consoles.iter().for_each(Console::continued);
     }
 
+    fn resized(&mut self) {
+        self.consoles.iter().for_each(Console::resized);
+    }
+
     fn announce(&mut self, event: Event) {
         if let Some(server) = &self.server {
             server.announce(&event);

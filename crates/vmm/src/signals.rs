@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::FromRawFd;
 use std::sync::mpsc::Sender;
 
-const SIGNALS: [(libc::c_int, Request); 7] = [
+const SIGNALS: [(libc::c_int, Request); 8] = [
     (libc::SIGTERM, Request::Terminate),
     (libc::SIGINT, Request::Quit),
     (libc::SIGQUIT, Request::Quit),
@@ -17,6 +17,7 @@ const SIGNALS: [(libc::c_int, Request); 7] = [
     (libc::SIGUSR1, Request::Stats),
     (libc::SIGTSTP, Request::Suspend),
     (libc::SIGCONT, Request::Continued),
+    (libc::SIGWINCH, Request::Resized),
 ];
 
 /// Blocked and never looked at: system calls of a job in the background, and writes beyond the largest file size,

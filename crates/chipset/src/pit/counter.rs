@@ -66,7 +66,7 @@ impl Counter {
         self.settle(now);
         let CounterState { mode, bcd, access, next, loaded, .. } = self.0;
         let out = if self.output(now) { STATUS_OUT } else { 0 };
-        let null = if next.is_some() || !loaded { STATUS_NULL_COUNT } else { 0 };
+        let null = if next.is_some() || !loaded || self.is_loading(now) { STATUS_NULL_COUNT } else { 0 };
         self.0.latched_status.get_or_insert(out | null | access << 4 | mode << 1 | u8::from(bcd));
     }
 
@@ -131,9 +131,10 @@ impl Counter {
         }
     }
 
+    /// Takes the count over with the next tick (data sheet, "Operation Common to All Modes").
     fn begin(&mut self, now: u64) {
         self.0.started = true;
-        self.0.start = now;
+        self.0.start = now.saturating_add(1);
         self.0.frozen = None;
         self.0.edges_seen = 0;
     }
@@ -168,7 +169,8 @@ impl Counter {
         let (elapsed, reload) = (self.elapsed(now), u64::from(self.0.reload));
         match mode {
             0 => started && elapsed >= reload,
-            1 => !started || elapsed >= reload,
+            // Falls with the tick that takes the count over.
+            1 => !started || elapsed >= reload || self.is_loading(now),
             2 => !started || !gate || elapsed % reload != reload - 1,
             3 => !started || !gate || elapsed % reload < reload.div_ceil(2),
             _ => !started || elapsed != reload,
@@ -227,6 +229,11 @@ impl Counter {
 
     fn elapsed(&self, now: u64) -> u64 {
         self.0.frozen.unwrap_or(now.saturating_sub(self.0.start))
+    }
+
+    /// Whether the count is written and the tick that takes it over is still to come.
+    fn is_loading(&self, now: u64) -> bool {
+        self.0.started && self.0.frozen.is_none() && now < self.0.start
     }
 
     fn modulus(&self) -> u32 {

@@ -76,16 +76,18 @@ impl Rig {
     }
 }
 
+/// Figures 15 to 20: the output after the write of the count, or the rise of the gate in the modes that wait for it,
+/// which come before the first value.
 #[test]
 fn outputs_follow_the_data_sheets_wave_forms() {
-    // Modes 1 and 5 wait for a trigger: counter 2's gate.
+    // Modes 1 and 5 wait for a trigger: counter 2's gate. The rest runs with it.
     let waves: [(u8, u16, &[u8]); 6] = [
         (0, 4, &[0, 0, 0, 0, 1, 1, 1, 1, 1, 1]),
-        (1, 3, &[0, 0, 0, 1, 1, 1, 1, 1, 1, 1]),
-        (2, 3, &[1, 1, 0, 1, 1, 0, 1, 1, 0, 1]),
-        (3, 4, &[1, 1, 0, 0, 1, 1, 0, 0, 1, 1]),
+        (1, 3, &[1, 0, 0, 0, 1, 1, 1, 1, 1, 1]),
+        (2, 3, &[1, 1, 1, 0, 1, 1, 0, 1, 1, 0]),
+        (3, 4, &[1, 1, 1, 0, 0, 1, 1, 0, 0, 1]),
         (4, 3, &[1, 1, 1, 0, 1, 1, 1, 1, 1, 1]),
-        (5, 3, &[1, 1, 1, 0, 1, 1, 1, 1, 1, 1]),
+        (5, 3, &[1, 1, 1, 1, 0, 1, 1, 1, 1, 1]),
     ];
     for (mode, count, wave) in waves {
         let rig = rig();
@@ -96,26 +98,54 @@ fn outputs_follow_the_data_sheets_wave_forms() {
         rig.write(0x61, 1);
         assert_eq!(rig.outs(2, wave.len()), wave, "mode {mode}");
     }
+}
+
+/// "Mode Definitions": with the gate up, OUT changes with tick N + 1 after the write in modes 0 and 4, with tick N in
+/// mode 2; an odd count of mode 3 is high for the longer half.
+#[test]
+fn a_count_is_taken_over_by_the_tick_after_its_write() {
+    let waves: [(u8, u16, &[u8]); 7] = [
+        (0, 1, &[0, 0, 1, 1, 1, 1]),
+        (0, 4, &[0, 0, 0, 0, 0, 1, 1]),
+        (2, 3, &[1, 1, 1, 0, 1, 1, 0, 1, 1, 0]),
+        (3, 4, &[1, 1, 1, 0, 0, 1, 1, 0, 0, 1]),
+        (3, 5, &[1, 1, 1, 1, 0, 0, 1, 1, 1, 0, 0]),
+        (4, 3, &[1, 1, 1, 1, 0, 1, 1, 1, 1, 1]),
+        (4, 1, &[1, 1, 0, 1, 1, 1]),
+    ];
+    for (mode, count, wave) in waves {
+        let rig = rig();
+        rig.write(0x61, 1);
+        rig.load(2, mode, count);
+        assert_eq!(rig.outs(2, wave.len()), wave, "mode {mode}, count {count}");
+    }
+    // "Null Count": set from the write until the count is in the counting element.
     let rig = rig();
-    rig.write(0x61, 1);
-    rig.load(2, 3, 5);
-    assert_eq!(rig.outs(2, 10), [1, 1, 1, 0, 0, 1, 1, 1, 0, 0]);
+    let null = || {
+        rig.write(0x43, 0xe2);
+        rig.read(0x40) & 0x40 != 0
+    };
+    rig.load(0, 0, 5);
+    assert!(null());
+    rig.advance(1);
+    assert!(!null());
 }
 
 #[test]
 fn counts_go_down_as_their_mode_says() {
     let rig = rig();
     rig.load(0, 0, 10);
-    rig.advance(3);
+    rig.advance(4);
     assert_eq!(rig.count(0), 7);
     rig.advance(8);
     assert_eq!(rig.count(0), 0xffff);
     rig.load(0, 2, 10);
-    rig.advance(9);
+    rig.advance(10);
     assert_eq!(rig.count(0), 1);
     rig.advance(1);
     assert_eq!(rig.count(0), 10);
     rig.load(0, 3, 8);
+    rig.advance(1);
     let counts: Vec<u16> = (0..6)
         .map(|_| {
             let count = rig.count(0);
@@ -125,7 +155,7 @@ fn counts_go_down_as_their_mode_says() {
         .collect();
     assert_eq!(counts, [8, 6, 4, 2, 8, 6]);
     rig.load(0, 2, 0);
-    rig.advance(1);
+    rig.advance(2);
     assert_eq!(rig.count(0), 0xffff);
 }
 
@@ -135,16 +165,28 @@ fn bcd_counts_in_decimal() {
     rig.write(0x43, 0x31);
     rig.write(0x40, 0x00);
     rig.write(0x40, 0x10);
-    rig.advance(1);
+    rig.advance(2);
     assert_eq!(rig.count(0), 0x0999);
     rig.advance(1000);
     assert_eq!(rig.count(0), 0x9999);
+    // A count of 0 is the largest: 10,000, where binary has 65,536.
+    for (format, ticks) in [(1, 10_000), (0, 0x1_0000)] {
+        rig.write(0x43, 0x30 | format);
+        rig.write(0x40, 0);
+        rig.write(0x40, 0);
+        let before = rig.edges();
+        rig.advance(ticks);
+        assert_eq!(rig.edges(), before, "one tick early");
+        rig.advance(1);
+        assert_eq!(rig.edges(), before + 1);
+    }
 }
 
 #[test]
 fn latches_and_read_back_hold_until_read() {
     let rig = rig();
     rig.load(0, 2, 1000);
+    rig.advance(1);
     // Status: out 1, access 3, mode 2.
     rig.write(0x43, 0xc2);
     rig.advance(100);
@@ -162,11 +204,11 @@ fn single_byte_access() {
     let rig = rig();
     rig.write(0x43, 0x10);
     rig.write(0x40, 0x21);
-    rig.advance(1);
+    rig.advance(2);
     assert_eq!([rig.read(0x40), rig.read(0x40)], [0x20, 0x20]);
     rig.write(0x43, 0x20);
     rig.write(0x40, 0x21);
-    rig.advance(1);
+    rig.advance(2);
     assert_eq!([rig.read(0x40), rig.read(0x40)], [0x20, 0x20]);
 }
 
@@ -174,6 +216,7 @@ fn single_byte_access() {
 fn counter_0_interrupts_once_a_period() {
     let rig = rig();
     rig.load(0, 2, 11932);
+    rig.advance(1);
     let before = rig.edges();
     for _ in 0..100 {
         rig.advance(11932);
@@ -181,7 +224,7 @@ fn counter_0_interrupts_once_a_period() {
     assert_eq!(rig.edges() - before, 100);
     rig.load(0, 0, 500);
     let before = rig.edges();
-    rig.advance(499);
+    rig.advance(500);
     assert_eq!(rig.edges(), before);
     rig.advance(1);
     assert_eq!(rig.edges(), before + 1);
@@ -197,7 +240,7 @@ fn counter_0_interrupts_once_a_period() {
 fn a_new_period_begins_when_the_old_one_ends() {
     let rig = rig();
     rig.load(0, 2, 100);
-    rig.advance(50);
+    rig.advance(51);
     for byte in 300_u16.to_le_bytes() {
         rig.write(0x40, byte);
     }
@@ -211,7 +254,7 @@ fn the_gate_stops_and_goes_on() {
     let rig = rig();
     rig.write(0x61, 1);
     rig.load(2, 0, 100);
-    rig.advance(30);
+    rig.advance(31);
     rig.write(0x61, 0);
     rig.advance(1000);
     assert_eq!(rig.count(2), 70);

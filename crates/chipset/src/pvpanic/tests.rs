@@ -4,7 +4,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 fn port() -> (Arc<PvPanic>, Arc<AtomicU32>) {
     let count = Arc::new(AtomicU32::new(0));
     let counted = count.clone();
-    (PvPanic::new(Box::new(move || drop(counted.fetch_add(1, Ordering::Relaxed)))), count)
+    (
+        PvPanic::new(Box::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        })),
+        count,
+    )
 }
 
 /// QEMU's `docs/specs/pvpanic`, "ISA Interface": software reads which of bits 0 and 1 the device understands.

@@ -6,6 +6,7 @@ use super::calendar::{self, DAY_SECONDS, Moment};
 use super::state::RtcState;
 
 const NS: u128 = 1_000_000_000;
+const SECOND_NS: u32 = 1_000_000_000;
 
 /// The times at which something happens.
 #[derive(Clone, Copy, Debug)]
@@ -24,10 +25,20 @@ pub struct Registers {
     index: u8,
     memory: [u8; SIZE],
     offset: i64,
+    phase_ns: u32,
     last_second: i64,
     periodic_start: u64,
     periods_seen: u64,
     connected: bool,
+}
+
+impl Now {
+    /// Wall time moved on by less than a second.
+    fn moved(self, ns: u32) -> Now {
+        let sum = self.wall_ns.saturating_add(ns);
+        let carry = sum / SECOND_NS;
+        Now { wall: self.wall.saturating_add(carry.into()), wall_ns: sum % SECOND_NS, ..self }
+    }
 }
 
 impl Registers {
@@ -48,6 +59,7 @@ impl Registers {
             index: 0,
             memory,
             offset: 0,
+            phase_ns: 0,
             last_second: 0,
             periodic_start: now.guest_ns,
             periods_seen: 0,
@@ -87,7 +99,7 @@ impl Registers {
         match index {
             SECONDS | MINUTES | HOURS | DAY_OF_WEEK..=YEAR | CENTURY => self.time_bytes(now, index),
             REGISTER_A => {
-                let soon = now.wall_ns >= 1_000_000_000 - UIP_NS && !self.has_b(B_SET);
+                let soon = now.moved(self.phase_ns).wall_ns >= SECOND_NS - UIP_NS && self.runs();
                 self.memory[REGISTER_A] | if soon { A_UIP } else { 0 }
             }
             REGISTER_C => {
@@ -105,7 +117,7 @@ impl Registers {
         let index = self.selected();
         match index {
             SECONDS | MINUTES | HOURS | DAY_OF_WEEK..=YEAR | CENTURY => {
-                let running = !self.has_b(B_SET);
+                let running = self.runs();
                 if running {
                     self.freeze(now);
                 }
@@ -118,7 +130,7 @@ impl Registers {
                 if (self.memory[REGISTER_A] ^ value) & (A_RATE | A_DIVIDER) != 0 {
                     (self.periodic_start, self.periods_seen) = (now.guest_ns, 0);
                 }
-                self.memory[REGISTER_A] = value & !A_UIP;
+                self.write_a(value & !A_UIP, now);
             }
             REGISTER_B => self.write_b(value, now),
             REGISTER_C | REGISTER_D => {}
@@ -126,19 +138,34 @@ impl Registers {
         }
     }
 
-    fn write_b(&mut self, value: u8, now: Now) {
-        let was_set = self.has_b(B_SET);
-        if value & B_SET != 0 {
-            if !was_set {
-                self.freeze(now);
-            }
-            // Setting the time turns the update interrupt off.
-            self.memory[REGISTER_B] = value & !B_UPDATE;
-        } else {
-            self.memory[REGISTER_B] = value;
-            if was_set {
+    /// A divider that does not count the crystal holds the time. When it counts again, the first second is half a one
+    /// (data sheet, "Divider Control").
+    fn write_a(&mut self, value: u8, now: Now) {
+        let ran = self.runs();
+        let counted = self.divides();
+        if ran && value & A_DIVIDER != A_DIVIDER_32K {
+            self.freeze(now);
+        }
+        self.memory[REGISTER_A] = value;
+        if self.divides() && !counted {
+            let half = SECOND_NS / 2;
+            self.phase_ns = (half + SECOND_NS - now.wall_ns % SECOND_NS) % SECOND_NS;
+            // A time that is being set is taken over when that ends.
+            if self.runs() {
                 self.thaw(now);
             }
+        }
+    }
+
+    fn write_b(&mut self, value: u8, now: Now) {
+        let ran = self.runs();
+        if ran && value & B_SET != 0 {
+            self.freeze(now);
+        }
+        // Setting the time turns the update interrupt off.
+        self.memory[REGISTER_B] = if value & B_SET != 0 { value & !B_UPDATE } else { value };
+        if self.runs() && !ran {
+            self.thaw(now);
         }
     }
 
@@ -151,7 +178,7 @@ impl Registers {
             self.periods_seen = periods;
         }
         let second = self.second(now);
-        if !self.has_b(B_SET) && second != self.last_second {
+        if self.runs() && second != self.last_second {
             self.memory[REGISTER_C] |= B_UPDATE;
             if self.next_alarm(self.last_second).is_some_and(|alarm| alarm <= second) {
                 self.memory[REGISTER_C] |= B_ALARM;
@@ -176,11 +203,12 @@ impl Registers {
             let ns = (next * u128::from(ticks) * NS).div_ceil(u128::from(CRYSTAL_HZ));
             u64::try_from(u128::from(self.periodic_start) + ns).unwrap_or(u64::MAX)
         });
-        let running = !self.has_b(B_SET);
+        let running = self.runs();
         // The fraction of the running second is already over.
+        let fraction = now.moved(self.phase_ns).wall_ns;
         let seconds = |count: i64| {
             let whole = u128::try_from(count.max(1)).unwrap_or(1) * NS;
-            after(whole.saturating_sub(u128::from(now.wall_ns)))
+            after(whole.saturating_sub(u128::from(fraction)))
         };
         let update = (running && self.has_b(B_UPDATE)).then(|| seconds(1));
         let alarm = self.next_alarm(self.last_second).filter(|_| running && self.has_b(B_ALARM));
@@ -190,11 +218,21 @@ impl Registers {
 
     /// What is saved.
     pub fn save(&self) -> RtcState {
-        let Registers { index, memory, offset, last_second, periodic_start, periods_seen, connected } = self;
+        let Registers {
+            index,
+            memory,
+            offset,
+            phase_ns,
+            last_second,
+            periodic_start,
+            periods_seen,
+            connected,
+        } = self;
         RtcState {
             index: *index,
             memory: memory.to_vec(),
             offset: *offset,
+            phase_ns: *phase_ns,
             last_second: *last_second,
             periodic_start: *periodic_start,
             periods_seen: *periods_seen,
@@ -204,13 +242,23 @@ impl Registers {
 
     /// Saved registers; `None` if the size of the memory is another.
     pub fn restored(state: &RtcState) -> Option<Self> {
-        let RtcState { index, memory, offset, last_second, periodic_start, periods_seen, connected } = state;
+        let RtcState {
+            index,
+            memory,
+            offset,
+            phase_ns,
+            last_second,
+            periodic_start,
+            periods_seen,
+            connected,
+        } = state;
         // No guest can set a time outside of 40,000 years.
         let sane = |seconds: i64| seconds.clamp(-(1 << 40), 1 << 40);
         Some(Registers {
             index: *index,
             memory: memory.as_slice().try_into().ok()?,
             offset: sane(*offset),
+            phase_ns: phase_ns % SECOND_NS,
             last_second: sane(*last_second),
             periodic_start: *periodic_start,
             periods_seen: *periods_seen,
@@ -232,21 +280,30 @@ impl Registers {
         self.memory[REGISTER_B] & bit != 0
     }
 
+    /// Whether the divider counts the crystal: every other setting holds it in reset or expects another crystal.
+    fn divides(&self) -> bool {
+        self.memory[REGISTER_A] & A_DIVIDER == A_DIVIDER_32K
+    }
+
+    /// Whether the time goes on.
+    fn runs(&self) -> bool {
+        self.divides() && !self.has_b(B_SET)
+    }
+
     /// The guest's time in seconds.
     fn second(&self, now: Now) -> i64 {
-        i64::try_from(now.wall).unwrap_or(i64::MAX).min(1 << 40) + self.offset
+        i64::try_from(now.moved(self.phase_ns).wall).unwrap_or(i64::MAX).min(1 << 40) + self.offset
     }
 
     /// Crystal ticks of a period (data sheet, table 5).
     fn period_ticks(&self) -> Option<u64> {
         let rate = self.memory[REGISTER_A] & A_RATE;
-        let running = self.memory[REGISTER_A] & A_DIVIDER == A_DIVIDER_32K;
         match rate {
             0 => None,
             1 | 2 => Some(1 << (rate + 6)),
             _ => Some(1 << (rate - 1)),
         }
-        .filter(|_| running)
+        .filter(|_| self.divides())
     }
 
     fn periods(&self, guest_ns: u64) -> Option<u64> {
@@ -255,9 +312,9 @@ impl Registers {
         Some((elapsed * u128::from(CRYSTAL_HZ) / (u128::from(ticks) * NS)) as u64)
     }
 
-    /// A byte of the time: from memory while it is being set.
+    /// A byte of the time: from memory while it stands.
     fn time_bytes(&self, now: Now, index: usize) -> u8 {
-        if self.has_b(B_SET) {
+        if !self.runs() {
             return self.memory.get(index).copied().unwrap_or(0);
         }
         self.encode_field(&calendar::from_seconds(self.second(now)), index)

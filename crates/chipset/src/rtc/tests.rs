@@ -172,3 +172,68 @@ fn memory_sizes_and_free_bytes() {
     rig.rtc.reset();
     assert_eq!(rig.read(0x7f), 0xa5);
 }
+
+/// "Divider Control" (DV2-DV0): only 010 counts a 32,768 Hz crystal; 11x is the reset. The first update comes half a
+/// second after the reset's end.
+#[test]
+fn the_time_stands_while_the_divider_does_not_count() {
+    for divider in [0x00, 0x10, 0x30, 0x40, 0x50, 0x60, 0x70] {
+        let rig = rig();
+        rig.advance(SECOND / 4);
+        rig.write(0x0a, divider | 6);
+        let stands = rig.time();
+        rig.read(0x0c);
+        rig.advance(100 * SECOND + SECOND / 3);
+        assert_eq!(rig.time(), stands, "{divider:#x}");
+        assert_eq!(rig.read(0x0a) & 0x80, 0, "no update is in progress");
+        assert_eq!(rig.read(0x0c), 0, "no update ended, no period either");
+        // The time can be set meanwhile, and goes on from there.
+        rig.write(0, 0x30);
+        rig.write(0x0a, 0x26);
+        assert_eq!(rig.read(0), 0x30);
+        rig.advance(SECOND / 2 - 1);
+        assert_eq!(rig.read(0), 0x30, "{divider:#x}");
+        assert_eq!(rig.read(0x0a) & 0x80, 0x80, "the update comes");
+        rig.advance(1);
+        assert_eq!(rig.read(0), 0x31, "{divider:#x}");
+        rig.advance(SECOND);
+        assert_eq!(rig.read(0), 0x32, "{divider:#x}");
+    }
+}
+
+/// The bits do not depend on each other: time stands until both let it go, and B.SET keeps the divider's phase.
+#[test]
+fn the_set_bit_and_the_divider_hold_the_time_together() {
+    let rig = rig();
+    rig.write(0x0a, 0x76);
+    rig.write(0x0b, 0x82);
+    rig.write(0, 0x10);
+    rig.write(0x0a, 0x26);
+    rig.advance(5 * SECOND);
+    assert_eq!(rig.read(0), 0x10);
+    rig.write(0x0b, 0x02);
+    rig.advance(SECOND / 2);
+    assert_eq!(rig.read(0), 0x11);
+    rig.write(0x0b, 0x82);
+    rig.write(0x0a, 0x76);
+    rig.write(0x0b, 0x02);
+    rig.advance(5 * SECOND);
+    assert_eq!(rig.read(0), 0x11);
+}
+
+/// "Update-Ended Interrupt": also when the update's end is not on the host's second.
+#[test]
+fn update_interrupts_follow_the_dividers_phase() {
+    let rig = rig();
+    rig.advance(SECOND / 4);
+    rig.write(0x0a, 0x76);
+    rig.write(0x0a, 0x26);
+    rig.write(0x0b, 0x12);
+    rig.advance(SECOND / 2 - 1);
+    assert_eq!(rig.edges(), 0);
+    rig.advance(1);
+    // The periodic flag rises too, but does not interrupt.
+    assert_eq!((rig.edges(), rig.read(0x0c)), (1, 0xd0));
+    rig.advance(SECOND);
+    assert_eq!((rig.edges(), rig.read(0x0c)), (2, 0xd0));
+}

@@ -40,6 +40,8 @@ pub const FCR_CLEAR_RECEIVER: u8 = 1 << 1;
 pub const FCR_TRIGGERS: [usize; 4] = [1, 4, 8, 14];
 
 // Line control (8.1).
+/// 5 data bits and so many more.
+pub const LCR_WORD_LENGTH: u8 = 3;
 pub const LCR_TWO_STOP_BITS: u8 = 1 << 2;
 pub const LCR_PARITY: u8 = 1 << 3;
 pub const LCR_DLAB: u8 = 1 << 7;

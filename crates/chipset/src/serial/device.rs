@@ -21,6 +21,8 @@ pub struct Registers {
     transmitter_pending: bool,
     timed_out: bool,
     timeout_at: Option<u64>,
+    /// The guest took "request to send" back: the peer waits.
+    held: bool,
     received: VecDeque<u8>,
 }
 
@@ -39,6 +41,7 @@ impl Registers {
             transmitter_pending: false,
             timed_out: false,
             timeout_at: None,
+            held: false,
             received: VecDeque::with_capacity(FIFO_DEPTH),
         }
     }
@@ -92,6 +95,7 @@ impl Registers {
             IIR_FCR => self.set_fifo_control(value),
             LCR => self.lcr = value,
             MCR => {
+                self.update_flow(value);
                 self.mcr = value & MCR_MASK;
                 self.update_modem_status();
             }
@@ -107,7 +111,8 @@ impl Registers {
         self.transmitter_pending &= self.lcr & LCR_DLAB != 0;
     }
 
-    /// Takes bytes from the line; answers how many. Nothing while the line is cut off by loopback.
+    /// Takes bytes from the line; answers how many. Nothing while the line is cut off by loopback or the guest holds
+    /// the peer back.
     pub fn receive(&mut self, bytes: &[u8], now: u64) -> usize {
         let taken = bytes.len().min(self.room());
         self.received.extend(bytes.iter().take(taken));
@@ -119,7 +124,8 @@ impl Registers {
 
     /// How many bytes the receiver would take.
     pub fn room(&self) -> usize {
-        if self.mcr & MCR_LOOPBACK != 0 { 0 } else { self.capacity().saturating_sub(self.received.len()) }
+        let closed = self.mcr & MCR_LOOPBACK != 0 || self.held;
+        if closed { 0 } else { self.capacity().saturating_sub(self.received.len()) }
     }
 
     /// The time of the next timeout, to be told to [`Registers::check_timeout`].
@@ -154,6 +160,7 @@ impl Registers {
             transmitter_pending,
             timed_out,
             timeout_at,
+            held,
             ref received,
         } = *self;
         let received = received.iter().copied().collect();
@@ -169,6 +176,7 @@ impl Registers {
             transmitter_pending,
             timed_out,
             timeout_at,
+            held,
             received,
         }
     }
@@ -187,6 +195,7 @@ impl Registers {
             transmitter_pending,
             timed_out,
             timeout_at,
+            held,
             received,
         } = state;
         Registers {
@@ -201,6 +210,7 @@ impl Registers {
             transmitter_pending,
             timed_out,
             timeout_at,
+            held,
             received: received.into_iter().take(FIFO_DEPTH).collect(),
         }
     }
@@ -248,11 +258,18 @@ impl Registers {
         byte
     }
 
+    /// The data bits of a character: 5 to 8 (8.1, bits 0 and 1). They hold in loopback; the other end takes and gives
+    /// whole bytes, because small guests write without ever setting the length, which is 5 after reset.
+    fn character_mask(&self) -> u8 {
+        0xff >> (3 - (self.lcr & LCR_WORD_LENGTH))
+    }
+
     fn transmit(&mut self, value: u8, now: u64) -> Option<u8> {
         self.transmitter_pending = true;
         if self.mcr & MCR_LOOPBACK == 0 {
             return Some(value);
         }
+        let value = value & self.character_mask();
         if self.received.len() >= self.capacity() {
             self.overrun = true;
             // Without FIFO the new byte replaces the old one; with it, the new one is lost (8.4, bit 1).
@@ -277,7 +294,8 @@ impl Registers {
     /// Start, 5–8 data, parity and 1–2 stop bits at the programmed rate.
     fn character_ns(&self) -> u64 {
         let bit = |mask: u8| u64::from(self.lcr & mask != 0);
-        let bits = 1 + 5 + u64::from(self.lcr & 3) + bit(LCR_PARITY) + 1 + bit(LCR_TWO_STOP_BITS);
+        let bits =
+            1 + 5 + u64::from(self.lcr & LCR_WORD_LENGTH) + bit(LCR_PARITY) + 1 + bit(LCR_TWO_STOP_BITS);
         bits * u64::from(self.divisor.max(1)) * 1_000_000_000 / BAUD_BASE
     }
 
@@ -291,6 +309,20 @@ impl Registers {
             self.timeout_at = None;
         }
         self.fcr = if value & FCR_ENABLE != 0 { value & (FCR_ENABLE | 0xc0) } else { 0 };
+    }
+
+    /// The peer minds RTS as long as the guest's terminal is there (DTR). It waits only for who has raised RTS before: a
+    /// program that knows of no flow control leaves it low. In loopback the pins do not move.
+    fn update_flow(&mut self, mcr: u8) {
+        let taken_back = self.mcr & !mcr & MCR_RTS != 0 && self.mcr & MCR_LOOPBACK == 0;
+        if mcr & MCR_LOOPBACK != 0 {
+            return;
+        }
+        if mcr & MCR_RTS != 0 || mcr & MCR_DTR == 0 {
+            self.held = false;
+        } else if taken_back {
+            self.held = true;
+        }
     }
 
     fn update_modem_status(&mut self) {

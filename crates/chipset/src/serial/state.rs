@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Kind of the record.
 pub const KIND: &str = "uart16550";
 /// Version of [`SerialState`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a UART remembers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct SerialState {
     pub timed_out: bool,
     /// Guest time at which waiting bytes time out.
     pub timeout_at: Option<u64>,
+    /// The guest took "request to send" back: the peer waits.
+    pub held: bool,
     /// Received bytes, oldest first.
     pub received: Vec<u8>,
 }

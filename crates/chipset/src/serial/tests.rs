@@ -91,6 +91,7 @@ fn the_probe_for_a_16550a_succeeds() {
 #[test]
 fn loopback_wires_modem_control_to_modem_status() {
     let rig = rig();
+    rig.write(LCR, 3);
     // Data sheet 8.8: RTS-CTS, DTR-DSR, OUT1-RI, OUT2-DCD.
     for (control, status) in [(0x02, 0x10), (0x01, 0x20), (0x04, 0x40), (0x08, 0x80)] {
         rig.write(MCR, 0x10 | control);
@@ -191,4 +192,47 @@ fn a_paused_port_takes_no_input() {
     assert!(!rig.serial.wait_for_room(Duration::from_millis(1)));
     rig.serial.resume();
     assert_eq!(rig.serial.push_input(b"x"), 1);
+}
+
+/// 8.1, bits 0 and 1: 5 to 8 data bits come back in loopback; the wire carries bytes.
+#[test]
+fn characters_have_the_programmed_length() {
+    for (lcr, wanted) in [(0, 0x15), (1, 0x35), (2, 0x75), (3, 0xf5)] {
+        let rig = rig();
+        rig.write(3, lcr);
+        rig.serial.push_input(&[0xf5]);
+        assert_eq!(rig.read(0), 0xf5);
+        rig.write(4, 0x10);
+        rig.write(0, 0xf5);
+        assert_eq!(rig.read(0), wanted, "looped back");
+        rig.write(4, 0);
+        rig.write(0, 0xf5);
+        assert_eq!(*rig.output.0.lock(), [0xf5]);
+    }
+}
+
+/// 8.7: the peer waits while RTS is taken back and the terminal (DTR) is there.
+#[test]
+fn request_to_send_holds_the_peer_back() {
+    const DTR: u8 = 1;
+    const RTS: u8 = 2;
+    const LOOP: u8 = 0x10;
+    let cases: [(&[u8], bool); 8] = [
+        (&[], true),
+        (&[DTR], true),
+        (&[DTR | RTS], true),
+        (&[DTR | RTS, DTR], false),
+        (&[DTR | RTS, DTR, DTR | 8], false),
+        (&[DTR | RTS, DTR, DTR | RTS], true),
+        (&[DTR | RTS, 0], true),
+        (&[DTR | RTS, LOOP, DTR | RTS], true),
+    ];
+    for (writes, takes) in cases {
+        let rig = rig();
+        writes.iter().for_each(|&value| rig.write(4, value));
+        assert_eq!(rig.serial.push_input(b"x"), usize::from(takes), "{writes:x?}");
+        assert!(!rig.serial.wait_for_room(std::time::Duration::ZERO), "full or held back");
+        rig.read(0);
+        assert_eq!(rig.serial.wait_for_room(std::time::Duration::ZERO), takes, "{writes:x?}");
+    }
 }

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use pty::Pty;
 pub use queue::{OutputQueue, QUEUE_LEN};
 use rustix::event::{PollFd, PollFlags, poll};
+use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -83,6 +84,9 @@ pub struct Console {
     patience: Duration,
     listener: Option<Arc<Listener>>,
     terminal: Option<RawTerminal>,
+    /// The device, and what it knows of the terminal's size.
+    to: Arc<dyn Input>,
+    size: Cell<Option<(u16, u16)>>,
 }
 
 impl Console {
@@ -96,8 +100,15 @@ impl Console {
         to: Arc<dyn Input>,
         requests: Sender<Request>,
     ) -> Result<Self, VmmError> {
-        let mut console =
-            Console { name: to.name(), queue, patience: PATIENCE, listener: None, terminal: None };
+        let mut console = Console {
+            name: to.name(),
+            queue,
+            patience: PATIENCE,
+            listener: None,
+            terminal: None,
+            to: to.clone(),
+            size: Cell::new(None),
+        };
         let fail = |source| VmmError::Console { what: config.to_string(), source };
         match config {
             SerialConfig::Stdio => console.open_stdio(to, requests).map_err(fail)?,
@@ -116,6 +127,7 @@ impl Console {
     fn open_stdio(&mut self, to: Arc<dyn Input>, requests: Sender<Request>) -> std::io::Result<()> {
         self.terminal = RawTerminal::enter();
         let escapes = self.terminal.is_some();
+        self.resized();
         self.queue.spawn_writer(write_stdout)?;
         crate::thread::spawn("console-in", move || read_stdin(&to, &requests, escapes))
     }
@@ -162,6 +174,15 @@ impl Console {
     pub fn continued(&self) {
         if self.terminal.is_some() {
             terminal::enter_again();
+            self.resized();
+        }
+    }
+
+    /// The terminal may have another size: the guest is told.
+    pub fn resized(&self) {
+        let size = self.terminal.as_ref().and_then(|_| terminal::size());
+        if let Some((columns, rows)) = size.filter(|_| size != self.size.replace(size)) {
+            self.to.resize(columns, rows);
         }
     }
 
@@ -216,14 +237,7 @@ fn read_stdin(to: &Arc<dyn Input>, requests: &Sender<Request>, escapes: bool) {
     }
     let mut buffer = [0; 512];
     let mut input = std::io::stdin().lock();
-    let mut size = None;
     loop {
-        // Looked at whenever something was typed: soon enough for whoever works in it.
-        let now = if escapes { terminal::size() } else { None };
-        if let Some((columns, rows)) = now.filter(|_| now != size) {
-            to.resize(columns, rows);
-            size = now;
-        }
         let len = match input.read(&mut buffer) {
             Ok(0) => return,
             Ok(len) => len,
