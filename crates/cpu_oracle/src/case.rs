@@ -143,6 +143,23 @@ pub struct Outcome {
     pub cr2: u64,
 }
 
+impl Outcome {
+    /// The end in a line: the exception, and the general registers that are not zero, by number.
+    pub fn summary(&self) -> String {
+        let registers = self.gprs.iter().enumerate().filter(|(_, value)| **value != 0);
+        let registers: Vec<_> = registers.map(|(number, value)| format!("{number}: {value:x}")).collect();
+        format!(
+            "vector {:#x} error {:#x} cr2 {:#x} rip {:#x} rflags {:#x} registers {}",
+            self.vector,
+            self.error_code,
+            self.cr2,
+            self.rip,
+            self.rflags,
+            registers.join(", ")
+        )
+    }
+}
+
 /// Fills in components in their initial state and clears the header and what is not state.
 pub fn fill_initial(bytes: &mut [u8]) {
     let present = bytes[512];

@@ -33,6 +33,11 @@ const VECTORS: u64 = 32;
 /// Gates that user code may call, in Linux as here: `int3` and `into`.
 const USER_GATES: [u64; 2] = [3, 4];
 
+/// Instructions at a time, and how often: together they allow for `rep` and for a LOOP whose counter has 16 bits. Code
+/// that takes longer does not end.
+const STEPS: u64 = 1000;
+const ROUNDS: u64 = 500;
+
 /// Nothing is outside of this guest's RAM.
 struct NoDevices;
 
@@ -189,9 +194,8 @@ impl Guest {
         xsave[512] = 7;
         state.xsave = XsaveArea { bytes: xsave };
         self.vcpu.set_state(&state)?;
-        // A `rep` may take many steps; a few thousand mean that the code loops.
-        for _ in 0..40 {
-            let exit = self.vcpu.run_steps(&NoDevices, 1000);
+        for _ in 0..ROUNDS {
+            let exit = self.vcpu.run_steps(&NoDevices, STEPS);
             match exit {
                 VmExit::StepsDone => {}
                 VmExit::Halted => return self.outcome(),

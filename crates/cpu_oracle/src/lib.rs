@@ -16,6 +16,7 @@ pub mod guest;
 pub mod layout;
 pub mod minimise;
 pub mod native;
+pub mod processor;
 pub mod random;
 pub mod regression;
 pub mod run;

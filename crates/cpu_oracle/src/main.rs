@@ -4,10 +4,11 @@ use anyhow::{Result, bail, ensure};
 use clap::Parser;
 use cpu_oracle::generate::{self, Group};
 use cpu_oracle::minimise::{minimise, signature};
+use cpu_oracle::processor;
 use cpu_oracle::regression::{self, Regression};
 use cpu_oracle::run::{BATCH, Oracle, disassemble};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -39,6 +40,9 @@ struct Options {
     /// Print every case's code, of few cases.
     #[arg(long)]
     show: bool,
+    /// Run the cases of a file of kept cases, written by hand or by --keep, and tell how each ends on silicon.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "seed", "group", "minimise", "keep", "show"])]
+    replay: Option<PathBuf>,
 }
 
 /// Cases and disagreements of a group.
@@ -61,6 +65,9 @@ struct Report {
 fn main() -> Result<()> {
     let options = Options::parse();
     ensure!(options.threads > 0, "--threads 0 would never end; one or more are needed");
+    if let Some(path) = &options.replay {
+        return replay(path);
+    }
     let started = Instant::now();
     let report = Mutex::new(Report::default());
     let next = AtomicU64::new(0);
@@ -125,6 +132,26 @@ fn work(options: &Options, next: &AtomicU64, report: &Mutex<Report>) -> Result<(
     }
 }
 
+/// Runs kept cases one by one: what a file says, what silicon makes of it, and what the engine does otherwise.
+fn replay(path: &Path) -> Result<()> {
+    let mut oracle = Oracle::new()?;
+    let (mut cases, mut wrong) = (0_u64, 0_u64);
+    for kept in regression::read(path)? {
+        let case = kept.case()?;
+        let told = match oracle.silicon(&case)? {
+            Ok(outcome) => outcome.summary(),
+            Err(error) => format!("{error:#}"),
+        };
+        let difference = oracle.compare_one(&case)?;
+        cases += 1;
+        wrong += u64::from(!difference.is_empty());
+        println!("{}:\n{}  silicon: {told}\n{difference}", kept.wrong, disassemble(&case));
+    }
+    println!("{cases} cases, {wrong} disagreements, on {}", processor::described());
+    ensure!(wrong == 0, "Silicon and interpreter disagree");
+    Ok(())
+}
+
 fn conclude(options: &Options, report: &Report, seconds: f64) -> Result<()> {
     let mut total = Count::default();
     for (group, count) in &report.groups {
@@ -142,26 +169,10 @@ fn conclude(options: &Options, report: &Report, seconds: f64) -> Result<()> {
         total.cases,
         total.wrong,
         options.seed,
-        processor_name()
+        processor::described()
     );
     if total.wrong > 0 {
         bail!("Silicon and interpreter disagree");
     }
     Ok(())
-}
-
-/// The processor's family, model and name, as the kernel tells them.
-fn processor_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
-        line.and_then(|line| line.split(':').nth(1)).unwrap_or("unknown").trim().to_owned()
-    };
-    format!(
-        "{} (family {}, model {}, stepping {})",
-        field("model name"),
-        field("cpu family"),
-        field("model"),
-        field("stepping")
-    )
 }

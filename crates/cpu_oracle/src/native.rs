@@ -37,7 +37,7 @@ static mut CHILD: Child =
 const PATIENCE: libc::suseconds_t = 400_000;
 
 /// Top of the stack that the frame of IRETQ is on: bits 16–31 are zero.
-const FRAME_STACK: i64 = 0x7_0000_0800;
+pub(crate) const FRAME_STACK: u64 = 0x7_0000_0800;
 
 /// Executes cases natively.
 pub struct Native {
@@ -159,7 +159,7 @@ fn prepare_child() -> Result<()> {
     const WRITE: libc::c_long = 0x11;
     let rwx = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
     map(CODE_ADDRESS, CODE_SIZE, libc::MAP_PRIVATE, rwx)?;
-    map(FRAME_STACK as u64 & !0xffff, 0x1000, libc::MAP_PRIVATE, libc::PROT_READ | libc::PROT_WRITE)?;
+    map(FRAME_STACK & !0xffff, 0x1000, libc::MAP_PRIVATE, libc::PROT_READ | libc::PROT_WRITE)?;
     map(DATA_ADDRESS, DATA_SIZE, libc::MAP_PRIVATE, libc::PROT_READ | libc::PROT_WRITE)?;
     for (entry, held) in (0..).zip(layout::LDT) {
         let mut wanted = UserDescriptor { entry, base: held.base, limit: held.limit, flags: held.flags() };

@@ -1,11 +1,11 @@
 //! Two executors side by side.
 
-use crate::case::Case;
+use crate::case::{Case, Outcome};
 use crate::compare;
 use crate::executor::Executor;
 use crate::guest::Guest;
 use crate::native::Native;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use std::fmt::Write;
 
@@ -44,6 +44,12 @@ impl Oracle {
             }
         }
         Ok(texts)
+    }
+
+    /// How one case ends on silicon; an error of its own if it does not end.
+    pub fn silicon(&mut self, case: &Case) -> Result<Result<Outcome>> {
+        let outcome = self.silicon.run(std::slice::from_ref(case))?.pop();
+        outcome.context("Silicon told nothing about a case")
     }
 
     /// What differs in one case.

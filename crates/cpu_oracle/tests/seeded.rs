@@ -2,11 +2,13 @@
 //! `cargo run --release -p cpu_oracle -- --cases N`.
 
 use cpu_oracle::generate::{self, Group};
+use cpu_oracle::processor;
 use cpu_oracle::regression;
 use cpu_oracle::run::{BATCH, Oracle, disassemble};
 use std::path::Path;
 
 fn agree(group: Group, first_seed: u64, cases: u64) {
+    println!("{cases} cases of {group:?} from seed {first_seed} on {}", processor::described());
     let mut oracle = Oracle::new().unwrap();
     let seeds: Vec<u64> = (first_seed..first_seed + cases).collect();
     let mut wrong = Vec::new();
@@ -60,6 +62,7 @@ fn cases_that_once_disagreed_agree() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/regressions.jsonl");
     let kept = regression::read(&path).unwrap();
     assert!(kept.len() > 100, "the file holds only {} cases", kept.len());
+    println!("{} kept cases on {}", kept.len(), processor::described());
     let mut wrong = Vec::new();
     for (line, regression) in kept.iter().enumerate() {
         let case = regression.case().unwrap();

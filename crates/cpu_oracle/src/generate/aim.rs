@@ -45,8 +45,8 @@ impl Aim {
         }
         let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
         if repeats && instruction.is_string_instruction() && self.take(1) {
-            let most = if random.one_in(6) { 600 } else { 48 };
-            case.gprs[1] = random.below(most);
+            let most = random.pick(&[48, 48, 48, 48, 600, 1]);
+            case.gprs[1] = random.below(most) | Self::unused_half(random, case, &instruction);
         }
         self.implicit(random, case, &instruction);
         if matches!(instruction.mnemonic(), M::Div | M::Idiv) && random.one_in(2) && self.take(2) {
@@ -85,12 +85,20 @@ impl Aim {
                 };
                 let within = if random.one_in(6) { within ^ random.below(8) } else { within };
                 case.gprs[register] = (DATA_ADDRESS + within).wrapping_sub(base);
+                case.gprs[register] |= Self::unused_half(random, case, instruction);
                 if case.mode != Mode::Long {
                     let small = register == RSP && !layout::is_big(case.selectors[1]);
                     case.gprs[register] &= if small { 0xffff } else { 0xffff_ffff };
                 }
             }
         }
+    }
+
+    /// Sometimes an upper half for the registers of a string instruction that only uses their lower ones.
+    fn unused_half(random: &mut Random, case: &Case, instruction: &Instruction) -> u64 {
+        let narrow = [OpKind::MemorySegESI, OpKind::MemorySegEDI, OpKind::MemoryESEDI];
+        let used = (0..instruction.op_count()).any(|i| narrow.contains(&instruction.op_kind(i)));
+        if used && case.mode == Mode::Long && random.one_in(3) { random.bits() << 32 } else { 0 }
     }
 
     /// EDX:EAX of the XSAVE family: components that both sides have, and rarely ones that neither has. False if it

@@ -126,7 +126,8 @@ pub(super) fn instruction(random: &mut Random, group: Group, mode: Mode, ip: u64
         let bytes = draw_bytes(random, group, mode);
         let mut decoder = Decoder::with_ip(mode.bits(), &bytes, ip, DecoderOptions::NONE);
         let instruction = decoder.decode();
-        if !select::is_wanted(random, &instruction, group, prefixes(&bytes)) {
+        let wanted = select::is_wanted(random, &instruction, group, prefixes(&bytes));
+        if !wanted || select::asks_hypervisor(&bytes) {
             continue;
         }
         let offsets = decoder.get_constant_offsets(&instruction);

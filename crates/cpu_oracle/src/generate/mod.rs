@@ -200,7 +200,7 @@ fn lands_on_instructions(drawn: &[Drawn]) -> bool {
     let Some(last) = drawn.last() else { return false };
     drawn.iter().all(|next| {
         let target = next.instruction.near_branch_target();
-        let direct = target != 0;
+        let direct = select::is_direct_branch(&next.instruction);
         !direct || target >= last.instruction.next_ip() || starts.contains(&target)
     })
 }

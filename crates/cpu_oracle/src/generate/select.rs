@@ -2,7 +2,7 @@
 
 use super::Group;
 use crate::random::Random;
-use iced_x86::{Code, CpuidFeature as F, FlowControl, Instruction, Mnemonic as M};
+use iced_x86::{Code, CpuidFeature as F, FlowControl, Instruction, Mnemonic as M, OpKind};
 
 const GENERAL: &[F] = &[
     F::INTEL8086,
@@ -89,13 +89,25 @@ fn is_excluded(instruction: &Instruction) -> bool {
     asks || instruction.mnemonic() == M::Int && instruction.immediate8() == 0x80
 }
 
+/// Whether an instruction names the address of a near branch. That address may be zero.
+pub(super) fn is_direct_branch(instruction: &Instruction) -> bool {
+    let near = [OpKind::NearBranch16, OpKind::NearBranch32, OpKind::NearBranch64];
+    instruction.op_count() > 0 && near.contains(&instruction.op0_kind())
+}
+
+/// VMCALL and VMMCALL ask a hypervisor above the host, and what that answers is not the processor's: least of all with
+/// prefixes that make them invalid.
+pub(super) fn asks_hypervisor(bytes: &[u8]) -> bool {
+    bytes.windows(3).any(|three| matches!(three, [0x0f, 0x01, 0xc1 | 0xd9]))
+}
+
 /// Near branches are drawn rarely, and only short ones forward: to later instructions or the `hlt`s behind them, never
 /// into a loop. Indirect ones mostly end in a fault.
 fn is_wanted_flow(random: &mut Random, instruction: &Instruction, group: Group) -> bool {
     match instruction.flow_control() {
         FlowControl::Next => true,
         FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call
-            if instruction.near_branch_target() != 0 =>
+            if is_direct_branch(instruction) =>
         {
             let ahead = instruction.near_branch_target().wrapping_sub(instruction.next_ip());
             ahead < 24 && random.one_in(2)

@@ -39,10 +39,15 @@ fn advance<T: Int>(cpu: &mut Cpu, insn: &Insn, register: u8, elements: u64) {
 
 /// Runs `element` once, or RCX times under REP. `run` may do several elements at once and returns how many
 /// it did. `goes_on` decides after each element (REPE, REPNE).
+///
+/// With 32-bit addresses, the upper halves of RCX and of `pointers` are gone from the start: even if RCX is zero,
+/// and even if the first element faults. The SDM leaves that open; it is so on Intel's processors, where
+/// `pointers` are those of the instructions that move fast strings.
 #[inline(always)]
 fn repeat(
     cpu: &mut Cpu,
     insn: &Insn,
+    pointers: &[u8],
     mut run: impl FnMut(&mut Cpu, u64) -> Result<u64, Fault>,
     goes_on: impl Fn(&Cpu) -> bool,
 ) -> Flow {
@@ -53,9 +58,12 @@ fn repeat(
     // In the stepping loop, one element is one step.
     let single = cpu.block_end == 0;
     let mut left = index(cpu, insn, gpr::RCX);
-    if left != 0 && insn.address_mask == 0xffff_ffff {
-        // The upper half of RCX is gone even if the first element faults.
+    if insn.address_mask == 0xffff_ffff {
         set_index(cpu, insn, gpr::RCX, left);
+        for &register in pointers {
+            let pointer = index(cpu, insn, register);
+            set_index(cpu, insn, register, pointer);
+        }
     }
     let mut batch = BATCH;
     while left != 0 {
@@ -145,7 +153,7 @@ fn move_run<T: Int>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, Fault
 
 /// MOVS.
 pub fn movs<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
-    repeat(cpu, insn, |cpu, count| move_run::<T>(cpu, insn, count), |_| true)
+    repeat(cpu, insn, &[gpr::RSI, gpr::RDI], |cpu, count| move_run::<T>(cpu, insn, count), |_| true)
 }
 
 fn fill_run<T: Int>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, Fault> {
@@ -177,7 +185,7 @@ fn fill_run<T: Int>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, Fault
 
 /// STOS.
 pub fn stos<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
-    repeat(cpu, insn, |cpu, count| fill_run::<T>(cpu, insn, count), |_| true)
+    repeat(cpu, insn, &[gpr::RDI], |cpu, count| fill_run::<T>(cpu, insn, count), |_| true)
 }
 
 /// LODS.
@@ -188,7 +196,7 @@ pub fn lods<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
         advance::<T>(cpu, insn, gpr::RSI, 1);
         Ok(1)
     };
-    repeat(cpu, insn, element, |_| true)
+    repeat(cpu, insn, &[], element, |_| true)
 }
 
 /// Whether REPE or REPNE goes on.
@@ -206,7 +214,7 @@ fn repeat_compare(
     element: impl FnMut(&mut Cpu, u64) -> Result<u64, Fault>,
 ) -> Flow {
     let before = cpu.flags;
-    let result = repeat(cpu, insn, element, |cpu| compare_goes_on(cpu, insn));
+    let result = repeat(cpu, insn, &[], element, |cpu| compare_goes_on(cpu, insn));
     if matches!(result, Err(Stop::Fault | Stop::Again)) {
         cpu.flags = before;
     }
@@ -251,7 +259,7 @@ pub fn ins<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
         advance::<T>(cpu, insn, gpr::RDI, 1);
         Ok(1)
     };
-    repeat(cpu, insn, element, |_| true)
+    repeat(cpu, insn, &[], element, |_| true)
 }
 
 /// OUTS. The port is checked even if nothing is moved.
@@ -264,5 +272,5 @@ pub fn outs<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
         advance::<T>(cpu, insn, gpr::RSI, 1);
         Ok(1)
     };
-    repeat(cpu, insn, element, |_| true)
+    repeat(cpu, insn, &[], element, |_| true)
 }

@@ -59,7 +59,7 @@ impl Cpu {
     }
 
     /// A code segment as a direct target: privilege stays.
-    fn direct_code(&mut self, selector: u16, code: Descriptor, offset: u64) -> Result<Segment, Fault> {
+    fn direct_code(&mut self, selector: u16, code: Descriptor) -> Result<Segment, Fault> {
         let rpl = selector as u8 & 3;
         let level = if code.is_conforming() {
             code.dpl() <= self.cpl
@@ -72,7 +72,6 @@ impl Cpu {
         if !code.present() {
             return Err(self.np(code_of(selector)));
         }
-        self.check_target(code, offset)?;
         let code = self.mark_accessed(selector, code)?;
         Ok(code.segment(selector & !3 | u16::from(self.cpl)))
     }
@@ -173,7 +172,8 @@ pub fn jmp<const MEMORY: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     }
     let descriptor = cpu.far_descriptor(selector)?;
     if descriptor.is_code() {
-        let cs = cpu.direct_code(selector, descriptor, offset)?;
+        let cs = cpu.direct_code(selector, descriptor)?;
+        cpu.check_target(descriptor, offset)?;
         cpu.enter_code(cs, offset);
         return Err(Stop::Jump);
     }
@@ -207,7 +207,7 @@ pub fn call<const MEMORY: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
         _ => {}
     }
     let cs = match descriptor {
-        Some(code) => cpu.direct_code(selector, code, offset)?,
+        Some(code) => cpu.direct_code(selector, code)?,
         None => cpu.real_segment(seg::CS, selector),
     };
     if descriptor.is_none() && offset > u64::from(cpu.segments[usize::from(seg::CS)].limit) {
@@ -216,7 +216,10 @@ pub fn call<const MEMORY: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     // The stack is the new mode's: from a 32-bit segment into a 64-bit one, SS has no base any more.
     let (sp, rip, from) = (cpu.regs[4], cpu.rip(), cpu.segments[usize::from(seg::CS)]);
     cpu.enter_code(cs, offset);
-    if let Err(fault) = cpu.push(u64::from(old), size).and_then(|()| cpu.push(back, size)) {
+    // Silicon sees a target outside of its segment after it has pushed.
+    let pushed = cpu.push(u64::from(old), size).and_then(|()| cpu.push(back, size));
+    let entered = pushed.and_then(|()| descriptor.map_or(Ok(0), |code| cpu.check_target(code, offset)));
+    if let Err(fault) = entered {
         cpu.regs[4] = sp;
         cpu.enter_code(from, rip);
         return Err(fault.into());

@@ -68,7 +68,7 @@ struct Return {
 
 impl Cpu {
     /// CS of a return, checked (the same for IRET and RET).
-    fn return_code_segment(&mut self, selector: u16, rip: u64) -> Result<(Segment, u64), Fault> {
+    fn return_code_segment(&mut self, selector: u16) -> Result<Descriptor, Fault> {
         if is_null(selector) {
             return Err(self.gp(0));
         }
@@ -82,9 +82,7 @@ impl Cpu {
         if !code.present() {
             return Err(self.np(code_of(selector)));
         }
-        let code = self.mark_accessed(selector, code)?;
-        let rip = self.check_target(code, rip)?;
-        Ok((code.segment(selector), rip))
+        self.mark_accessed(selector, code)
     }
 
     /// `#GP(0)` if `rip` is outside of a code segment. Returns it as the segment's mode has it: 32 bits, but for 64-bit
@@ -96,11 +94,11 @@ impl Cpu {
         if inside { Ok(rip) } else { Err(self.gp(0)) }
     }
 
-    /// SS of a return to `cs`.
-    fn return_stack_segment(&mut self, selector: u16, cs: &Segment) -> Result<Segment, Fault> {
-        let rpl = cs.selector as u8 & 3;
+    /// SS of a return to `code`, behind selector `cs`.
+    fn return_stack_segment(&mut self, selector: u16, cs: u16, code: Descriptor) -> Result<Segment, Fault> {
+        let rpl = cs as u8 & 3;
         if is_null(selector) {
-            if self.is_long() && cs.attributes.long() && rpl != 3 && selector as u8 & 3 == rpl {
+            if self.is_long() && code.attributes().long() && rpl != 3 && selector as u8 & 3 == rpl {
                 return Ok(null_segment(selector, rpl));
             }
             return Err(self.gp(0));
@@ -125,8 +123,10 @@ impl Cpu {
                 self.regs[4] = self.regs[4] & !0xffff | sp & 0xffff;
             }
         } else {
-            self.set_stack_pointer(sp.wrapping_add(release));
+            // The words leave the old mode's stack; what is released besides, the new mode's.
+            self.set_stack_pointer(sp);
             self.mode_changed();
+            self.set_stack_pointer(self.regs[4].wrapping_add(release));
         }
         if outer {
             self.drop_inner_segments();
@@ -183,14 +183,16 @@ pub fn iret(cpu: &mut Cpu, insn: &Insn) -> Flow {
     if size == 4 && flags & RFlags::VM.bits() != 0 && cpu.cpl == 0 && !cpu.is_long() {
         return return_to_v86(cpu, popper, rip, selector, flags);
     }
-    let (cs, rip) = cpu.return_code_segment(selector, rip)?;
+    let code = cpu.return_code_segment(selector)?;
     let outer = selector as u8 & 3 > cpu.cpl;
     let stack = if outer || cpu.long64 {
         let (sp, ss) = popper.pair(cpu)?;
-        Some((cpu.return_stack_segment(ss, &cs)?, sp))
+        Some((cpu.return_stack_segment(ss, selector, code)?, sp))
     } else {
         None
     };
+    // The target comes after the stack, here and in RET: its #GP(0) is not seen where SS is bad too.
+    let (cs, rip) = (code.segment(selector), cpu.check_target(code, rip)?);
     let cpl = cpu.cpl;
     cpu.commit_return(Return { cs, rip, stack }, popper.sp, 0);
     let look = cpu.return_flags(flags, size, cpl);
@@ -280,14 +282,15 @@ pub fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Flow {
         cpu.mode_changed();
         return Err(Stop::Jump);
     }
-    let (cs, rip) = cpu.return_code_segment(selector, rip)?;
+    let code = cpu.return_code_segment(selector)?;
     let stack = if selector as u8 & 3 > cpu.cpl {
         popper.sp = popper.sp.wrapping_add(release);
         let (sp, ss) = popper.pair(cpu)?;
-        Some((cpu.return_stack_segment(ss, &cs)?, sp))
+        Some((cpu.return_stack_segment(ss, selector, code)?, sp))
     } else {
         None
     };
+    let (cs, rip) = (code.segment(selector), cpu.check_target(code, rip)?);
     cpu.commit_return(Return { cs, rip, stack }, popper.sp, release);
     Err(Stop::Jump)
 }

@@ -33,6 +33,8 @@ bitflags! {
         const LOADS = 1 << 9;
         /// Writes its memory operand.
         const STORES = 1 << 10;
+        /// Its memory operand is never checked for alignment (#AC), though it is short enough.
+        const UNCHECKED = 1 << 11;
     }
 }
 
@@ -152,6 +154,8 @@ pub(super) fn traits(instruction: &Instruction) -> Traits {
     traits.set(Traits::MXCSR, uses_mxcsr(mnemonic));
     traits.set(Traits::FLAGS, instruction.rflags_modified() != 0);
     traits.set(Traits::ALIGNED, must_be_aligned(instruction, vex));
+    // SDM 2A 2.4.8, exceptions type 11, has #AC; silicon does not.
+    traits.set(Traits::UNCHECKED, matches!(mnemonic, M::Vcvtph2ps | M::Vcvtps2ph));
     let compare = string_compare(mnemonic);
     let mask_result = compare.is_some_and(|compare| compare.to_mask);
     let mask_source = matches!(mnemonic, M::Blendvpd | M::Blendvps | M::Pblendvb | M::Sha256rnds2);

@@ -190,7 +190,7 @@ fn general(cpu: &mut Cpu, insn: &Insn) -> Flow {
     }
     let mut scratch = Scratch([0; 64]);
     if traits.contains(Traits::LOADS) {
-        read(cpu, insn, descriptor.size, &mut scratch)?;
+        read(cpu, insn, descriptor, &mut scratch)?;
     }
     if traits.contains(Traits::STORES | Traits::MMX) {
         let offset = cpu.address(insn);
@@ -225,7 +225,7 @@ fn finish(
         cpu.vector.mxcsr = environment.mxcsr;
     }
     if descriptor.traits.contains(Traits::STORES) {
-        write(cpu, insn, descriptor.size, scratch)?;
+        write(cpu, insn, descriptor, scratch)?;
     }
     if descriptor.traits.contains(Traits::FLAGS) {
         cpu.flags.set_bits(environment.rflags);
@@ -306,9 +306,16 @@ fn unmasked(
     Err(cpu.raise(exception))
 }
 
-/// Loads a memory operand of `size` bytes.
-fn read(cpu: &mut Cpu, insn: &Insn, size: u8, scratch: &mut Scratch) -> Result<(), Fault> {
+/// Loads the memory operand.
+fn read(cpu: &mut Cpu, insn: &Insn, descriptor: &Descriptor, scratch: &mut Scratch) -> Result<(), Fault> {
     let bytes = &mut scratch.0;
+    if descriptor.traits.contains(Traits::UNCHECKED) {
+        return cpu.without_alignment(|cpu| read_plain(cpu, insn, descriptor.size, bytes));
+    }
+    read_plain(cpu, insn, descriptor.size, bytes)
+}
+
+fn read_plain(cpu: &mut Cpu, insn: &Insn, size: u8, bytes: &mut [u8; 64]) -> Result<(), Fault> {
     match size {
         1 => bytes[..1].copy_from_slice(&cpu.load_operand::<[u8; 1]>(insn)?),
         2 => bytes[..2].copy_from_slice(&cpu.load_operand::<[u8; 2]>(insn)?),
@@ -320,9 +327,15 @@ fn read(cpu: &mut Cpu, insn: &Insn, size: u8, scratch: &mut Scratch) -> Result<(
     Ok(())
 }
 
-/// Stores a memory operand of `size` bytes.
-fn write(cpu: &mut Cpu, insn: &Insn, size: u8, scratch: &Scratch) -> Result<(), Fault> {
-    let bytes = &scratch.0;
+/// Stores the memory operand.
+fn write(cpu: &mut Cpu, insn: &Insn, descriptor: &Descriptor, scratch: &Scratch) -> Result<(), Fault> {
+    if descriptor.traits.contains(Traits::UNCHECKED) {
+        return cpu.without_alignment(|cpu| write_plain(cpu, insn, descriptor.size, &scratch.0));
+    }
+    write_plain(cpu, insn, descriptor.size, &scratch.0)
+}
+
+fn write_plain(cpu: &mut Cpu, insn: &Insn, size: u8, bytes: &[u8; 64]) -> Result<(), Fault> {
     match size {
         1 => cpu.store_operand::<[u8; 1]>(insn, super::state::field(bytes, 0)),
         2 => cpu.store_operand::<[u8; 2]>(insn, super::state::field(bytes, 0)),

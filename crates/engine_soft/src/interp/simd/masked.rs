@@ -2,9 +2,10 @@
 //! An element that is masked out is not accessed and cannot fault.
 
 use super::checks;
-use crate::cpu::{Cpu, Fault, Flow, gpr};
+use crate::cpu::{Cpu, Fault, Flow, Stop, gpr};
 use crate::insn::{Handler, Insn};
 use iced_x86::{Instruction, Mnemonic, OpKind};
+use x86::RFlags;
 
 /// Gather parameters in `Insn::imm`.
 mod gather {
@@ -112,10 +113,30 @@ fn selected<const SIZE: usize>(mask: &[u8; 32], length: u8) -> impl Iterator<Ite
     (0..usize::from(length.min(32))).step_by(SIZE).filter(|at| mask[at + SIZE - 1] & 0x80 != 0)
 }
 
+/// First and last selected byte, from the start of the vector. A span that is not canonical at both ends faults as a
+/// whole, before any of its pages.
+fn span<const SIZE: usize>(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    base: u64,
+    mask: &[u8; 32],
+) -> Result<Option<[usize; 2]>, Fault> {
+    let mut elements = selected::<SIZE>(mask, insn.extra);
+    let Some(first) = elements.next() else { return Ok(None) };
+    let ends = [first, elements.last().unwrap_or(first) + SIZE - 1];
+    if cpu.long64 {
+        for at in ends {
+            cpu.linear_of(insn.segment, cpu.part(insn, base, at), 1, false)?;
+        }
+    }
+    Ok(Some(ends))
+}
+
 fn load_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     checks::vector(cpu, true)?;
     let mask = cpu.vector.ymm[usize::from(insn.src & 15)];
     let base = cpu.address(insn);
+    span::<SIZE>(cpu, insn, base, &mask)?;
     let mut value = [0; 32];
     for at in selected::<SIZE>(&mask, insn.extra) {
         let offset = cpu.part(insn, base, at);
@@ -148,10 +169,7 @@ fn probe_selected<const SIZE: usize>(
     base: u64,
     mask: &[u8; 32],
 ) -> Result<(), Fault> {
-    let mut elements = selected::<SIZE>(mask, insn.extra);
-    let Some(first) = elements.next() else { return Ok(()) };
-    let last = elements.last().unwrap_or(first) + SIZE - 1;
-    for at in [first, last] {
+    for at in span::<SIZE>(cpu, insn, base, mask)?.into_iter().flatten() {
         cpu.probe(insn.segment, cpu.part(insn, base, at), 1, true)?;
     }
     Ok(())
@@ -174,7 +192,8 @@ fn gathers(instruction: &Instruction, insn: &mut Insn, parameters: u64) -> Optio
 }
 
 /// One element after the other; a fault leaves those before it in place with their masks cleared, so that
-/// the instruction goes on where it stopped. Before the first access silicon
+/// the instruction goes on where it stopped. A trap comes before that fault if there is one, as between the iterations
+/// of REP (SDM 2C, VGATHER): the single step's, after at least one element. Before the first access silicon
 /// spreads each mask's sign over its element, in the whole register as VEX.L has it.
 fn gather<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     checks::vector(cpu, true)?;
@@ -189,6 +208,7 @@ fn gather<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
         element.fill(sign);
     }
     cpu.vector.ymm[mask][length..].fill(0);
+    let mut loaded = false;
     for element in 0..count {
         let at = element * SIZE;
         if cpu.vector.ymm[mask][at + SIZE - 1] & 0x80 != 0 {
@@ -199,7 +219,12 @@ fn gather<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
                 i32::from_le_bytes(super::state::field(&indexes, from)) as i64 as u64
             };
             let offset = base.wrapping_add(index << (insn.scale & 3)) & insn.address_mask;
-            let value = cpu.without_alignment(|cpu| cpu.load::<[u8; SIZE]>(insn.segment, offset))?;
+            let value = match cpu.without_alignment(|cpu| cpu.load::<[u8; SIZE]>(insn.segment, offset)) {
+                Ok(value) => value,
+                Err(_) if loaded && cpu.has_flag(RFlags::TF) => return Err(Stop::Again),
+                Err(fault) => return Err(fault.into()),
+            };
+            loaded = true;
             cpu.vector.ymm[dst][at..at + SIZE].copy_from_slice(&value);
             cpu.vector.ymm[dst][length..].fill(0);
         }

@@ -28,6 +28,8 @@ const COMPACTED: u64 = 1 << 63;
 const HEADER: usize = 512;
 /// Offset of the AVX component.
 const YMM: usize = 576;
+/// Bytes of an area with the AVX component.
+const XSAVE_END: usize = 832;
 
 /// A form of XSAVE.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,10 +78,10 @@ fn supervisor(cpu: &mut Cpu) -> Flow {
 }
 
 /// #GP(0) for a misaligned area (#AC where alignment is checked), after the checks of the segment; its offset in the
-/// segment otherwise.
-fn area(cpu: &mut Cpu, insn: &Insn, alignment: u64, write: bool) -> Result<u64, Fault> {
+/// segment otherwise. Whether the segment can be written is not among them: silicon sees that when it writes.
+fn area(cpu: &mut Cpu, insn: &Insn, alignment: u64) -> Result<u64, Fault> {
     let offset = cpu.address(insn);
-    let linear = cpu.linear_of(insn.segment, offset, if cpu.long64 { 1 } else { 4 }, write)?;
+    let linear = cpu.linear_of(insn.segment, offset, if cpu.long64 { 1 } else { 4 }, false)?;
     cpu.check_operand_alignment(linear, 4)?;
     if linear & (alignment - 1) != 0 {
         return Err(cpu.gp(0));
@@ -113,6 +115,11 @@ fn register_count(cpu: &Cpu) -> usize {
     if cpu.long64 { 16 } else { 8 }
 }
 
+/// Offset of a piece of an area. Each piece is an access of its own: it wraps at the address size, in 64-bit mode too.
+fn piece(insn: &Insn, offset: u64, at: usize) -> u64 {
+    offset.wrapping_add(at as u64) & insn.address_mask
+}
+
 /// Writes pieces of an area; all of it has been probed, so faults can no longer come.
 struct Writer<'a> {
     cpu: &'a mut Cpu,
@@ -122,8 +129,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn put<const N: usize>(&mut self, at: usize, value: [u8; N]) -> Result<(), Fault> {
-        let offset = self.cpu.part(self.insn, self.offset, at);
-        self.cpu.store::<[u8; N]>(self.insn.segment, offset, value)
+        self.cpu.store::<[u8; N]>(self.insn.segment, piece(self.insn, self.offset, at), value)
     }
 
     /// Bytes 0–23 and the x87 registers.
@@ -159,7 +165,7 @@ impl Writer<'_> {
 
 /// Reads `N` bytes of an area.
 fn get<const N: usize>(cpu: &mut Cpu, insn: &Insn, offset: u64, at: usize) -> Result<[u8; N], Fault> {
-    cpu.load::<[u8; N]>(insn.segment, cpu.part(insn, offset, at))
+    cpu.load::<[u8; N]>(insn.segment, piece(insn, offset, at))
 }
 
 /// The x87 component of an area.
@@ -200,7 +206,7 @@ fn set_vectors(cpu: &mut Cpu, half: usize, values: &[[u8; 16]; 16]) {
 
 fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     not_available(cpu, Cr0::EM | Cr0::TS)?;
-    let offset = area(cpu, insn, 16, true)?;
+    let offset = area(cpu, insn, 16)?;
     probe_area(cpu, insn, offset, 512, true)?;
     let mut writer = Writer { cpu, insn, offset };
     writer.x87(WIDE)?;
@@ -211,7 +217,7 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     not_available(cpu, Cr0::EM | Cr0::TS)?;
-    let offset = area(cpu, insn, 16, false)?;
+    let offset = area(cpu, insn, 16)?;
     probe_area(cpu, insn, offset, 512, false)?;
     let mxcsr = u32::from_le_bytes(get(cpu, insn, offset, 24)?);
     if mxcsr & !MXCSR_VALID != 0 {
@@ -257,7 +263,7 @@ fn enabled(cpu: &mut Cpu) -> Result<(), Fault> {
 
 fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
     enabled(cpu)?;
-    let offset = area(cpu, insn, 64, true)?;
+    let offset = area(cpu, insn, 64)?;
     let wanted = requested(cpu);
     let mut used = in_use(cpu);
     if form == Save::Compacted && cpu.vector.mxcsr != MXCSR_RESET {
@@ -292,8 +298,11 @@ fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
 
 /// The checks of the header. Returns XSTATE_BV.
 fn header(cpu: &mut Cpu, insn: &Insn, offset: u64, supervisor: bool) -> Result<(u64, bool), Fault> {
-    // Silicon reads XCOMP_BV first.
-    get::<8>(cpu, insn, offset, HEADER + 8)?;
+    // Silicon reads XCOMP_BV first, and with it finds and touches the last byte of what may be loaded.
+    let layout = u64::from_le_bytes(get::<8>(cpu, insn, offset, HEADER + 8)?);
+    if requested(cpu) & AVX != 0 && (layout & COMPACTED == 0 || layout & AVX != 0) {
+        cpu.probe(insn.segment, piece(insn, offset, XSAVE_END - 1), 1, false)?;
+    }
     let bytes = get::<64>(cpu, insn, offset, HEADER)?;
     let state = u64::from_le_bytes(field(&bytes, 0));
     let layout = u64::from_le_bytes(field(&bytes, 8));
@@ -312,7 +321,7 @@ fn header(cpu: &mut Cpu, insn: &Insn, offset: u64, supervisor: bool) -> Result<(
 
 fn xrstor(cpu: &mut Cpu, insn: &Insn, wide: bool, supervisor: bool) -> Flow {
     enabled(cpu)?;
-    let offset = area(cpu, insn, 64, false)?;
+    let offset = area(cpu, insn, 64)?;
     let wanted = requested(cpu);
     let (state, compacted) = header(cpu, insn, offset, supervisor)?;
     let loaded = wanted & state;

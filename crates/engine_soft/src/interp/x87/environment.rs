@@ -118,10 +118,10 @@ fn write(cpu: &mut Cpu, insn: &Insn, bytes: &[u8]) -> Result<(), Fault> {
 }
 
 /// Faults as silicon does: it touches the first word, then the last byte, then the others. Where alignment is checked,
-/// it is that of the words.
+/// it is that of the words, after the segment's limit for the first of them.
 fn probe(cpu: &mut Cpu, insn: &Insn, base: u64, len: usize, write: bool) -> Result<(), Fault> {
-    let linear = cpu.linear_of(insn.segment, base, 1, write)?;
     let word = if matches!(len, 28 | 108) { 4 } else { 2 };
+    let linear = cpu.linear_of(insn.segment, base, if cpu.long64 { 1 } else { word as u32 }, write)?;
     cpu.check_operand_alignment(linear, word)?;
     cpu.probe(insn.segment, base, word as u32, write)?;
     cpu.probe(insn.segment, cpu.part(insn, base, len - 1), 1, write)?;
