@@ -35,8 +35,13 @@ struct CallGate {
 
 impl Cpu {
     fn enter_code(&mut self, cs: Segment, rip: u64) {
+        let was_long = self.long64;
         self.segments[usize::from(seg::CS)] = cs;
         self.mode_changed();
+        if was_long && !self.long64 {
+            // Of all registers only the stack pointer loses its upper half (SDM 1 3.4.1.1 leaves that open).
+            self.regs[4] &= 0xffff_ffff;
+        }
         self.set_rip(if self.long64 { rip } else { rip & 0xffff_ffff });
     }
 

@@ -14,6 +14,7 @@ use crate::cpu::{Cpu, Fault, Flow, gpr};
 use crate::insn::{Handler, Insn};
 use crate::interp::x87::FpuState;
 use iced_x86::{Instruction, Mnemonic};
+use std::ops::Range;
 use x86::{Cr0, Cr4, Exception, Vector};
 
 /// Component bit of x87.
@@ -28,6 +29,8 @@ const COMPACTED: u64 = 1 << 63;
 const HEADER: usize = 512;
 /// Offset of the AVX component.
 const YMM: usize = 576;
+/// Bytes of a register, and of everything else that is accessed at once.
+const PIECE: usize = 16;
 /// Bytes of an area with the AVX component.
 const XSAVE_END: usize = 832;
 
@@ -91,9 +94,27 @@ fn area(cpu: &mut Cpu, insn: &Insn, alignment: u64) -> Result<u64, Fault> {
 
 /// Faults as silicon does for an area of `len` bytes: it touches the last byte first.
 fn probe_area(cpu: &mut Cpu, insn: &Insn, offset: u64, len: usize, write: bool) -> Result<(), Fault> {
-    let last = offset.wrapping_add(len as u64 - 1) & insn.address_mask;
-    cpu.probe(insn.segment, last, 1, write)?;
-    cpu.probe(insn.segment, offset, len as u32, write)
+    cpu.probe(insn.segment, piece(insn, offset, len - 1), 1, write)?;
+    probe_range(cpu, insn, offset, 0..len, write)
+}
+
+/// Probes a part of an area.
+fn probe_range(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    offset: u64,
+    range: Range<usize>,
+    write: bool,
+) -> Result<(), Fault> {
+    let start = piece(insn, offset, range.start);
+    let len = range.len() as u64;
+    if start.checked_add(len - 1).is_some_and(|last| last <= insn.address_mask) {
+        return cpu.probe(insn.segment, start, len as u32, write);
+    }
+    for at in range.step_by(PIECE) {
+        cpu.probe(insn.segment, piece(insn, offset, at), PIECE as u32, write)?;
+    }
+    Ok(())
 }
 
 /// FIP is loaded as a canonical address of 57 bits, FDP as it is.
@@ -271,13 +292,27 @@ fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
     }
     let written = if form == Save::Standard { wanted } else { wanted & used };
     let len = if wanted & AVX != 0 { YMM + 256 } else { YMM };
-    probe_area(cpu, insn, offset, len, true)?;
+    let with_mxcsr = if form == Save::Compacted { written & SSE != 0 } else { wanted & (SSE | AVX) != 0 };
+    // The last byte comes first, whether it is written or not; of the others only what is written is touched, and the
+    // start of x87 state that XSAVEOPT finds in its initial configuration.
+    let x87 = if form == Save::Compacted { written } else { wanted } & X87 != 0;
+    cpu.probe(insn.segment, piece(insn, offset, len - 1), 1, true)?;
+    let vectors = PIECE * register_count(cpu);
+    let touched = [
+        (x87, 0..if written & X87 != 0 { 160 } else { PIECE }),
+        (with_mxcsr, 24..32),
+        (written & SSE != 0, 160..160 + vectors),
+        (written & AVX != 0, YMM..YMM + vectors),
+        (true, HEADER..HEADER + 16),
+    ];
+    for (_, range) in touched.into_iter().filter(|(touched, _)| *touched) {
+        probe_range(cpu, insn, offset, range, true)?;
+    }
     let old = u64::from_le_bytes(get(cpu, insn, offset, HEADER)?);
     let mut writer = Writer { cpu, insn, offset };
     if written & X87 != 0 {
         writer.x87(wide)?;
     }
-    let with_mxcsr = if form == Save::Compacted { written & SSE != 0 } else { wanted & (SSE | AVX) != 0 };
     if with_mxcsr {
         writer.mxcsr()?;
     }
