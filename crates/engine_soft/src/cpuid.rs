@@ -12,7 +12,7 @@ const ALWAYS: &str = "cx16 pcid x2apic movbe popcnt tsc_deadline_timer xsave rdr
     fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ss arat \
     fsgsbase tsc_adjust bmi1 bmi2 smep erms invpcid rdseed adx smap clflushopt clwb fdp_excptn_only zero_fcs_fds \
     umip rdpid movdiri ibrs ssbd stibp arch_capabilities serialize fsrm xsaveopt xsavec xgetbv1 xsaves lahf_lm abm \
-    prefetchw syscall nx pdpe1gb rdtscp lm invtsc wbnoinvd la57";
+    prefetchw syscall nx pdpe1gb rdtscp lm invtsc wbnoinvd la57 monitor";
 
 /// Features that execute on the host's vector unit.
 const OF_HOST: &[(&str, F)] = &[
@@ -70,6 +70,7 @@ const DECODED: &[(&str, &[F])] = &[
     ("wbnoinvd", &[F::WBNOINVD]),
     ("prefetchw", &[F::PREFETCHW]),
     ("pku", &[F::PKU]),
+    ("monitor", &[F::MONITOR]),
 ];
 
 /// Everything the software CPU can execute on this host.
@@ -98,6 +99,7 @@ pub fn settings(index: u32, cpus: u32, physical_bits: u32) -> CpuidSettings {
 impl Cpu {
     /// CPUID.
     pub(crate) fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let misc_enable = self.system.msrs.misc_enable();
         let enabled = |lapic: &crate::lapic::Lapic| lapic.base() & crate::lapic::base::ENABLE != 0;
         self.system.cpuid.live(
             leaf,
@@ -107,6 +109,7 @@ impl Cpu {
                 ospke: self.cr4.contains(Cr4::PKE),
                 apic_enabled: self.system.lapic.as_ref().is_none_or(enabled),
                 xcr0: self.xcr0,
+                monitor: misc_enable & crate::msr::ENABLE_MONITOR != 0,
             },
         )
     }

@@ -3,6 +3,7 @@
 use crate::cpu::{Cpu, seg};
 use crate::lapic::Rejected;
 use crate::system::{TSC_KHZ, tsc_of};
+use engine::cpu_model::FeatureSet;
 use x86::{Efer, msr};
 
 /// Machine-check banks.
@@ -26,6 +27,8 @@ const AMD_PLAIN: [u32; 6] = [0xc001_0015, 0xc001_001f, 0xc001_0055, 0xc001_0114,
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// IA32_MISC_ENABLE: fast strings, no branch trace, no PEBS.
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
+/// IA32_MISC_ENABLE: MONITOR and MWAIT are there, and CPUID tells of them.
+pub(crate) const ENABLE_MONITOR: u64 = 1 << 18;
 /// IA32_ARCH_CAPABILITIES of a processor that never speculates: RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO,
 /// MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO.
 const ARCH_CAPABILITIES: u64 = 1 << 0
@@ -109,6 +112,17 @@ fn fixed(index: u32) -> Option<usize> {
 }
 
 impl MsrFile {
+    /// Values after power-up of a processor with these features.
+    pub(crate) fn new(features: FeatureSet) -> Self {
+        let monitor = if features.has("monitor") { ENABLE_MONITOR } else { 0 };
+        MsrFile { misc_enable: MISC_ENABLE | monitor, ..MsrFile::default() }
+    }
+
+    /// IA32_MISC_ENABLE.
+    pub(crate) fn misc_enable(&self) -> u64 {
+        self.misc_enable
+    }
+
     /// The storage of a register that any value goes into (subject to [`legal`]).
     fn cell(&mut self, index: u32) -> Option<&mut u64> {
         Some(match index {
@@ -212,6 +226,7 @@ impl Cpu {
             msr::PAT => are_memory_types(value, true),
             msr::MTRR_DEF_TYPE => value & !0xcff == 0 && are_memory_types(value & 0xff, false),
             msr::SPEC_CTRL => value & !7 == 0,
+            msr::MISC_ENABLE => value & ENABLE_MONITOR == 0 || self.system.features.has("monitor"),
             DEBUGCTL => value & !0xffc3 == 0,
             msr::MTRR_PHYS_BASE0..=MTRR_PHYS_LAST => {
                 let kind = index & 1 != 0 || are_memory_types(value & 0xff, false);

@@ -248,6 +248,7 @@ impl Cpu {
         let trap = if single && !self.delivered { DR6_SINGLE_STEP } else { 0 } | hits;
         if trap != 0 && self.shadow & shadow::MOV_SS == 0 {
             self.exception = Exception { vector: Vector::Debug, error_code: 0, payload: trap };
+            self.leave_halt();
             return self.deliver_stashed();
         }
         Ok(())

@@ -39,6 +39,8 @@ pub struct LiveBits {
     pub apic_enabled: bool,
     /// XCR0.
     pub xcr0: u64,
+    /// IA32_MISC_ENABLE bit 18.
+    pub monitor: bool,
 }
 
 /// The CPUID of one processor.
@@ -118,6 +120,7 @@ impl CpuidTable {
         match (leaf, subleaf) {
             (1, _) => {
                 result[2] |= u32::from(bits.osxsave) << 27;
+                result[2] &= !(u32::from(!bits.monitor) << 3);
                 result[3] &= !(u32::from(!bits.apic_enabled) << 9);
             }
             (7, 0) => result[2] |= u32::from(bits.ospke) << 4,
@@ -183,7 +186,10 @@ impl Builder<'_> {
         self.add(1, None, [self.signature(), ebx, ecx, edx]);
         // Leaf 2: no descriptors, leaf 4 has them.
         self.add(2, None, [0x00ff_ff01, 0, 0, 0]);
-        self.add(5, None, [0; 4]);
+        // Leaf 5: smallest and largest line; the leaf's extensions, and interrupts as break events. No C-states, so that
+        // systems go on to idle by HLT, which a hypervisor can wait in for as long as it takes.
+        let monitor = self.features.has("monitor");
+        self.add(5, None, if monitor { [64, 64, 3, 0] } else { [0; 4] });
         self.add(6, None, [self.bits(6, 0, Register::Eax), 0, 0, 0]);
         let seven_1 = self.bits(7, 1, Register::Eax);
         let seven = |register| self.features.register(7, 0, register);

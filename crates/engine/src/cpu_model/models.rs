@@ -57,7 +57,7 @@ pub(super) const DEPENDENCIES: &[(&str, &str)] = &[
 ];
 
 /// Features that no model has unless asked for: their state or semantics no engine provides.
-const NEVER: &str = "monitor flush_l1d cr8_legacy osvw clzero xsaveerptr cldemote movdir64b";
+const NEVER: &str = "flush_l1d cr8_legacy osvw clzero xsaveerptr cldemote movdir64b";
 
 /// Family, model and stepping of the models that are nobody's in particular.
 pub(super) const fn identity(vendor: Vendor) -> (u32, u32, u32) {

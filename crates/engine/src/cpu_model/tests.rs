@@ -100,7 +100,7 @@ fn frequencies_give_the_tsc() {
 #[test]
 fn live_bits_and_area_sizes_follow_the_registers() {
     let cpuid = table("x86-64-v3", 1);
-    let bits = LiveBits { osxsave: true, apic_enabled: false, xcr0: 7, ospke: false };
+    let bits = LiveBits { osxsave: true, apic_enabled: false, xcr0: 7, ospke: false, monitor: true };
     assert_eq!(cpuid.get(1, 0)[2] >> 27 & 1, 0);
     assert_eq!(cpuid.live(1, 0, bits)[2] >> 27 & 1, 1);
     assert_eq!(cpuid.live(1, 0, bits)[3] >> 9 & 1, 0);

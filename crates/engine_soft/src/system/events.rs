@@ -23,7 +23,8 @@ impl Cpu {
             MpState::InitReceived => always | event::SIPI,
             MpState::Runnable | MpState::Halted => {
                 let nmi = if self.system.nmi_blocked { 0 } else { event::NMI };
-                let maskable = if self.has_flag(RFlags::IF) { MASKABLE } else { 0 };
+                let heard = self.has_flag(RFlags::IF) || self.breaks_on_masked();
+                let maskable = if heard { MASKABLE } else { 0 };
                 always | event::APIC_ERROR | nmi | maskable
             }
         };
@@ -47,6 +48,7 @@ impl Cpu {
         loop {
             self.update_event_mask();
             if self.take_event(event::KICK) {
+                self.end_mwait();
                 return self.leave(VmExit::Kicked);
             }
             if self.take_event(event::TICK) {
@@ -70,7 +72,19 @@ impl Cpu {
             if self.mp_state == MpState::Runnable {
                 return Ok(());
             }
-            self.sleep()?;
+            if self.is_in_mwait() {
+                self.wait_for_store();
+            } else {
+                self.sleep()?;
+            }
+        }
+    }
+
+    /// Ends HLT and MWAIT: a trap behind them comes at once.
+    pub(crate) fn leave_halt(&mut self) {
+        self.end_mwait();
+        if self.mp_state == MpState::Halted {
+            self.mp_state = MpState::Runnable;
         }
     }
 
@@ -127,6 +141,7 @@ impl Cpu {
     }
 
     fn deliver_external(&mut self, vector: u8) -> Result<(), Stop> {
+        self.end_mwait();
         self.mp_state = MpState::Runnable;
         let delivered = self.interrupt(Delivery::external(vector));
         self.update_event_mask();
@@ -177,6 +192,7 @@ impl Cpu {
         (self.cpl, self.shadow) = (0, 0);
         self.pending_exception = None;
         self.system.nmi_blocked = false;
+        self.reset_monitor();
         self.mp_state = if bootstrap { MpState::Runnable } else { MpState::InitReceived };
         if let Some(lapic) = &mut self.system.lapic {
             lapic.reset();

@@ -7,6 +7,7 @@
 //! | [`far`], [`far_return`], [`task`] | transfers between segments, gates and tasks |
 //! | [`fast_calls`] | SYSCALL, SYSENTER and their returns |
 //! | [`control`], [`tables`], [`machine`] | the remaining privileged instructions |
+//! | [`monitor`] | MONITOR and MWAIT |
 //! | [`events`] | what happens between instructions |
 
 mod control;
@@ -18,6 +19,7 @@ mod far_return;
 mod fast_calls;
 mod io_permission;
 mod machine;
+mod monitor;
 mod saved;
 mod segments;
 mod select;
@@ -91,6 +93,7 @@ pub struct SystemState {
     pub(crate) msrs: MsrFile,
     /// NMIs wait for IRET.
     pub(crate) nmi_blocked: bool,
+    pub(crate) monitor: monitor::Monitor,
     /// Which of `iced_x86`'s features the model has.
     instruction_features: Vec<bool>,
     pub(crate) allowed: control::Allowed,
@@ -111,8 +114,9 @@ impl SystemState {
             clock,
             entropy,
             lapic,
-            msrs: MsrFile::default(),
+            msrs: MsrFile::new(features),
             nmi_blocked: false,
+            monitor: monitor::Monitor::default(),
         }
     }
 
@@ -133,10 +137,15 @@ impl SystemState {
 }
 
 impl Default for SystemState {
-    /// Processor 0 of one, with everything the host can execute, a standing clock and no local APIC: enough to
-    /// run instructions by themselves.
+    /// Everything the host can execute; otherwise as [`SystemState::alone`].
     fn default() -> Self {
-        let model = CpuModel::everything(cpuid::supported());
+        SystemState::alone(CpuModel::everything(cpuid::supported()))
+    }
+}
+
+impl SystemState {
+    /// Processor 0 of one, with a standing clock and no local APIC: enough to run instructions by themselves.
+    pub(crate) fn alone(model: CpuModel) -> Self {
         let physical_bits = 46;
         SystemState::new(SystemSettings {
             cpuid: CpuidTable::new(&model, cpuid::settings(0, 1, physical_bits)),

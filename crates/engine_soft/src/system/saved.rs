@@ -51,6 +51,7 @@ impl Cpu {
             self.set_tsc_deadline(value);
         }
         self.system.nmi_blocked = state.events.nmi_masked;
+        self.reset_monitor();
         if state.events.nmi_pending {
             self.events.fetch_or(event::NMI, Ordering::SeqCst);
         }

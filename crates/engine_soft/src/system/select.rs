@@ -1,9 +1,9 @@
 //! Handlers of this module's instructions, by mnemonic.
 
-use super::{control, far, far_return, fast_calls, machine, segments, tables};
+use super::{control, far, far_return, fast_calls, machine, monitor, segments, tables};
 use crate::cpu::seg;
 use crate::insn::{Handler, Insn};
-use iced_x86::{Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 
 /// The handler of a system instruction; `None` for others.
 pub fn select(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
@@ -12,6 +12,7 @@ pub fn select(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
         .or_else(|| table_instruction(i))
         .or_else(|| rest(i))
         .or_else(|| with_segment(i, insn))
+        .or_else(|| with_line(i, insn))
 }
 
 fn moves(i: &Instruction) -> Option<Handler> {
@@ -77,6 +78,7 @@ fn table_instruction(i: &Instruction) -> Option<Handler> {
 fn rest(i: &Instruction) -> Option<Handler> {
     Some(match i.mnemonic() {
         M::Hlt => machine::hlt,
+        M::Mwait => monitor::mwait,
         M::Cli => machine::cli,
         M::Sti => machine::sti,
         M::Clac => machine::access_flag::<false>,
@@ -97,6 +99,19 @@ fn rest(i: &Instruction) -> Option<Handler> {
         M::Serialize => machine::serialize,
         _ => return None,
     })
+}
+
+fn with_line(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
+    insn.address_mask = match i.code() {
+        Code::Monitorw => 0xffff,
+        Code::Monitord => 0xffff_ffff,
+        Code::Monitorq => u64::MAX,
+        _ => return None,
+    };
+    let number = i.segment_prefix().number() as u8;
+    let overridden = i.segment_prefix() != Register::None && (insn.code_size != 64 || number >= seg::FS);
+    insn.segment = if overridden { number } else { seg::DS };
+    Some(monitor::monitor)
 }
 
 fn with_segment(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
