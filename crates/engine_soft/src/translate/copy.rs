@@ -185,7 +185,7 @@ fn operands_known(i: &Instruction) -> bool {
             | Code::Mov_moffs32_EAX
             | Code::Mov_moffs64_RAX
     );
-    let mut high = false;
+    let (mut high, mut stack) = (false, false);
     let mut memory = false;
     for at in 0..i.op_count() {
         match i.op_kind(at) {
@@ -195,6 +195,7 @@ fn operands_known(i: &Instruction) -> bool {
                     return false;
                 }
                 high |= operand::is_high_byte(register);
+                stack |= register.full_register() == Register::RSP;
             }
             OpKind::Memory => memory = true,
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => return false,
@@ -202,8 +203,9 @@ fn operands_known(i: &Instruction) -> bool {
             _ => {}
         }
     }
-    // A register's bit number reaches beyond the operand; a high byte cannot be encoded with our bases.
-    !(absolute || memory && high || memory && bit_string && i.op_kind(1) == OpKind::Register)
+    // A register's bit number reaches beyond the operand; a high byte cannot be encoded with our bases, nor with the
+    // register that holds the guest's RSP.
+    !(absolute || (memory || stack) && high || memory && bit_string && i.op_kind(1) == OpKind::Register)
 }
 
 /// Whether the memory operand must be reached atomically.
