@@ -60,6 +60,9 @@ fn comparable(xsave: &[u8]) -> Vec<u8> {
 }
 
 fn bytes(text: &mut String, name: &str, silicon: &[u8], engine: &[u8]) {
+    if silicon == engine {
+        return;
+    }
     let Some(first) = silicon.iter().zip(engine).position(|(a, b)| a != b) else { return };
     let start = first & !15;
     let end = (start + 16).min(silicon.len());

@@ -3,17 +3,20 @@
 //! Exceptions are delivered for real, through the IDT to CPL 0, where each vector has a `hlt` of its own. The
 //! outcome is read from the frame that delivery pushed.
 
-use crate::case::{Case, Outcome, fill_initial};
+use crate::case::{Case, Mode, Outcome, fill_initial};
 use crate::executor::Executor;
+use crate::free::{self, END_PORT, Free, TOUCH_ADDRESS};
 use crate::layout::{self, KERNEL_CS, KERNEL_TR};
 use crate::{CODE_ADDRESS, CODE_SIZE, DATA_ADDRESS, DATA_SIZE, XSAVE_SIZE};
 use anyhow::{Context, Result, bail};
 use engine::cpu_model::CpuModel;
-use engine::{Engine, Vcpu, VcpuIo, VmExit, VmSettings};
+use engine::{Engine, ExitCounts, Vcpu, VcpuIo, VmExit, VmSettings};
+use engine_soft::SoftEngine;
+use engine_soft::translate::TranslationSettings;
 use guest_clock::{HostEntropy, ManualClock};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
-use x86::{CpuState, Cr0, Cr4, DescriptorTable, Efer, MpState, Segment, SegmentAttributes, XsaveArea};
+use x86::{CpuState, Cr0, Cr4, DescriptorTable, Efer, MpState, Segment, SegmentAttributes, XsaveArea, msr};
 
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -21,6 +24,9 @@ const TSS: u64 = 0x3000;
 const LDT: u64 = 0x3800;
 const STACK_TOP: u64 = 0x5000;
 const HANDLERS: u64 = 0x6000;
+const ENTER: u64 = 0x7000;
+const ENTER_BLOCK: u64 = 0x7800;
+const TOUCH: u64 = 0x8000;
 const PAGE_TABLES: u64 = 0x1_0000;
 const CODE_FRAME: u64 = 0x8_0000;
 const DATA_FRAME: u64 = 0x9_0000;
@@ -67,6 +73,8 @@ pub struct Guest {
     memory: Arc<GuestMemory>,
     vcpu: Box<dyn Vcpu>,
     start: CpuState,
+    /// How cases run without a limit of steps; `None` where steps are counted.
+    free: Option<Free>,
 }
 
 impl Executor for Guest {
@@ -82,22 +90,40 @@ impl Executor for Guest {
 impl Guest {
     /// The interpreter, with every feature that it offers on this host.
     pub fn interpreter() -> Result<Self> {
+        Guest::software("interpreter", SoftEngine::new())
+    }
+
+    /// The translator, which translates all 64-bit code the first time that it runs.
+    pub fn translator() -> Result<Self> {
+        let settings = TranslationSettings { warm_up: 0, ..TranslationSettings::default() };
+        let mut guest = Guest::software("translator", SoftEngine::new().with_translation(Some(settings)))?;
+        guest.free = Some(Free::new(&*guest.vcpu));
+        Ok(guest)
+    }
+
+    fn software(name: &'static str, engine: SoftEngine) -> Result<Self> {
         let memory = memory()?;
-        let vm = engine_soft::SoftEngine::new().create_vm(VmSettings {
+        let vm = engine.create_vm(VmSettings {
             memory: memory.clone(),
             cpus: 1,
             model: CpuModel::named("max")?,
             clock: Arc::new(ManualClock::default()),
             entropy: Arc::new(HostEntropy),
         })?;
-        Guest::new("interpreter", memory, vm.create_vcpu(0)?)
+        Guest::new(name, memory, vm.create_vcpu(0)?)
+    }
+
+    /// What the engine has counted.
+    pub fn counts(&self) -> ExitCounts {
+        self.vcpu.counts()
     }
 
     /// Builds tables in `memory` (from [`memory`]) for a processor fresh from reset.
     pub fn new(name: &'static str, memory: Arc<GuestMemory>, vcpu: Box<dyn Vcpu>) -> Result<Self> {
-        let mut guest = Guest { name, start: vcpu.state()?, memory, vcpu };
+        let mut guest = Guest { name, start: vcpu.state()?, memory, vcpu, free: None };
         guest.write_descriptors()?;
         guest.write_page_tables()?;
+        guest.write_entry()?;
         guest.prepare_state();
         Ok(guest)
     }
@@ -120,7 +146,8 @@ impl Guest {
         self.memory.write(TSS + 0x66, &0xffff_u16.to_le_bytes())?; // I/O bitmap beyond the limit: no ports
         for vector in 0..256 {
             let handler = KERNEL + HANDLERS + vector.min(VECTORS) * 16;
-            self.memory.write(HANDLERS + vector.min(VECTORS) * 16, &[0xf4])?;
+            // out END_PORT, al; hlt
+            self.memory.write(HANDLERS + vector.min(VECTORS) * 16, &[0xe6, END_PORT as u8, 0xf4])?;
             let (low, middle) = (handler & 0xffff, handler >> 16 & 0xffff);
             let access = if USER_GATES.contains(&vector) { 0xee00_u64 } else { 0x8e00 };
             self.put(IDT + vector * 16, low | u64::from(KERNEL_CS) << 16 | access << 32 | middle << 48)?;
@@ -129,9 +156,15 @@ impl Guest {
         Ok(())
     }
 
+    /// The code that touches the data pages, and the one that enters cases from there.
+    fn write_entry(&self) -> Result<()> {
+        self.memory.write(TOUCH, &free::touch())?;
+        Ok(self.memory.write(ENTER, &free::enter(KERNEL + ENTER_BLOCK))?)
+    }
+
     /// RAM for CPL 0 at [`KERNEL`], user pages for code and data.
     fn write_page_tables(&self) -> Result<()> {
-        let [top, pointers, directory, low, code, data, upper_pointers, upper_directory] =
+        let [top, pointers, directory, low, code, data, upper_pointers, upper_directory, touch] =
             std::array::from_fn(|i| PAGE_TABLES + i as u64 * 0x1000);
         self.put(top + 256 * 8, upper_pointers | 3)?;
         self.put(upper_pointers, upper_directory | 3)?;
@@ -144,6 +177,8 @@ impl Guest {
             self.put(low + page * 8, page << 12 | 3)?;
         }
         self.put(code, CODE_FRAME | 7)?;
+        self.put(directory + (TOUCH_ADDRESS >> 21) * 8, touch | 7)?;
+        self.put(touch + (TOUCH_ADDRESS >> 12 & 511) * 8, TOUCH | 7)?;
         for page in 0..DATA_SIZE as u64 >> 12 {
             self.put(data + page * 8, (DATA_FRAME + (page << 12)) | 7 | 1 << 63)?;
         }
@@ -170,6 +205,8 @@ impl Guest {
         state.efer = (Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE).bits();
         state.xcr0 = 7;
         state.mp_state = MpState::Runnable;
+        state.set_msr(msr::STAR, u64::from(KERNEL_CS) << 32);
+        state.set_msr(msr::LSTAR, KERNEL + ENTER);
     }
 
     fn run_case(&mut self, case: &Case) -> Result<Outcome> {
@@ -193,6 +230,16 @@ impl Guest {
         let mut xsave = case.xsave.clone();
         xsave[512] = 7;
         state.xsave = XsaveArea { bytes: xsave };
+        if let Some(free) = &self.free {
+            if case.mode == Mode::Long && case.data_seed & 1 == 0 {
+                self.memory.write(ENTER_BLOCK, &free::block(case))?;
+                (state.rip, state.rflags) = (TOUCH_ADDRESS, 0x202);
+            }
+            self.vcpu.set_state(&state)?;
+            let is_done = |vcpu: &dyn Vcpu| Ok(handler(vcpu.state()?.rip).is_some());
+            free.run(&mut *self.vcpu, is_done)?;
+            return self.outcome();
+        }
         self.vcpu.set_state(&state)?;
         for _ in 0..ROUNDS {
             let exit = self.vcpu.run_steps(&NoDevices, STEPS);
@@ -207,10 +254,9 @@ impl Guest {
 
     fn outcome(&self) -> Result<Outcome> {
         let state = self.vcpu.state()?;
-        let vector = state.rip.wrapping_sub(KERNEL + HANDLERS) / 16;
-        if vector >= VECTORS {
-            bail!("the guest halts at {:#x}, outside its handlers", state.rip);
-        }
+        let Some(vector) = handler(state.rip) else {
+            bail!("the guest halts at {:#x}, outside its handlers", state.rip)
+        };
         let frame: Vec<u64> = (state.gprs[4].wrapping_sub(KERNEL)..STACK_TOP)
             .step_by(8)
             .map(|at| self.get(at))
@@ -257,6 +303,12 @@ impl Guest {
         self.memory.read(address, &mut bytes).context("the stack left RAM")?;
         Ok(u64::from_le_bytes(bytes))
     }
+}
+
+/// The exception in whose handler the processor is.
+fn handler(rip: u64) -> Option<u64> {
+    let vector = rip.wrapping_sub(KERNEL + HANDLERS) / 16;
+    (vector < VECTORS).then_some(vector)
 }
 
 /// A segment register loaded with a selector of the tables.

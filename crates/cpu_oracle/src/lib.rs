@@ -11,6 +11,7 @@
 pub mod case;
 pub mod compare;
 pub mod executor;
+mod free;
 pub mod generate;
 pub mod guest;
 pub mod layout;

@@ -1,7 +1,8 @@
-//! Runs random cases on silicon and on the interpreter and reports every disagreement.
+//! Runs random cases on silicon and on an engine and reports every disagreement.
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
+use cpu_oracle::executor::Candidate;
 use cpu_oracle::generate::{self, Group};
 use cpu_oracle::minimise::{minimise, signature};
 use cpu_oracle::processor;
@@ -25,6 +26,9 @@ struct Options {
     /// Part of the instruction set.
     #[arg(long, value_enum, default_value = "all")]
     group: Group,
+    /// What is compared with silicon.
+    #[arg(long, value_enum, default_value = "interpreter")]
+    executor: Candidate,
     /// How many disagreements to print.
     #[arg(long, default_value_t = 10)]
     print: usize,
@@ -66,7 +70,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     ensure!(options.threads > 0, "--threads 0 would never end; one or more are needed");
     if let Some(path) = &options.replay {
-        return replay(path);
+        return replay(path, options.executor);
     }
     let started = Instant::now();
     let report = Mutex::new(Report::default());
@@ -86,7 +90,7 @@ fn main() -> Result<()> {
 }
 
 fn work(options: &Options, next: &AtomicU64, report: &Mutex<Report>) -> Result<()> {
-    let mut oracle = Oracle::new()?;
+    let mut oracle = Oracle::against(options.executor.executor()?)?;
     loop {
         let at = next.fetch_add(BATCH as u64, Ordering::Relaxed);
         if at >= options.cases {
@@ -133,8 +137,8 @@ fn work(options: &Options, next: &AtomicU64, report: &Mutex<Report>) -> Result<(
 }
 
 /// Runs kept cases one by one: what a file says, what silicon makes of it, and what the engine does otherwise.
-fn replay(path: &Path) -> Result<()> {
-    let mut oracle = Oracle::new()?;
+fn replay(path: &Path, executor: Candidate) -> Result<()> {
+    let mut oracle = Oracle::against(executor.executor()?)?;
     let (mut cases, mut wrong) = (0_u64, 0_u64);
     for kept in regression::read(path)? {
         let case = kept.case()?;
@@ -148,7 +152,7 @@ fn replay(path: &Path) -> Result<()> {
         println!("{}:\n{}  silicon: {told}\n{difference}", kept.wrong, disassemble(&case));
     }
     println!("{cases} cases, {wrong} disagreements, on {}", processor::described());
-    ensure!(wrong == 0, "Silicon and interpreter disagree");
+    ensure!(wrong == 0, "Silicon and {executor:?} disagree");
     Ok(())
 }
 
@@ -165,14 +169,15 @@ fn conclude(options: &Options, report: &Report, seconds: f64) -> Result<()> {
         println!("{count:8} {kind}");
     }
     println!(
-        "{} cases, {} disagreements, {seconds:.1} s, seeds from {}, on {}",
+        "{:?}: {} cases, {} disagreements, {seconds:.1} s, seeds from {}, on {}",
+        options.executor,
         total.cases,
         total.wrong,
         options.seed,
         processor::described()
     );
     if total.wrong > 0 {
-        bail!("Silicon and interpreter disagree");
+        bail!("Silicon and {:?} disagree", options.executor);
     }
     Ok(())
 }

@@ -3,7 +3,6 @@
 use crate::case::{Case, Outcome};
 use crate::compare;
 use crate::executor::Executor;
-use crate::guest::Guest;
 use crate::native::Native;
 use anyhow::{Context, Result};
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
@@ -19,11 +18,6 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Silicon against the interpreter with every feature it offers on this host.
-    pub fn new() -> Result<Self> {
-        Oracle::against(Box::new(Guest::interpreter()?))
-    }
-
     /// Silicon against any executor.
     pub fn against(engine: Box<dyn Executor>) -> Result<Self> {
         Ok(Oracle { silicon: Native::new(BATCH)?, engine })

@@ -72,12 +72,15 @@ fn mask_bytes<M: ByteMove>(instruction: &Instruction, insn: &mut Insn) -> Handle
 /// Stores the bytes of `data` whose mask byte has its top bit set, at DS:rDI. Silicon takes eight bytes at a time, the
 /// upper ones first, and faults whatever the mask selects (the SDM leaves this open).
 fn store_bytes(cpu: &mut Cpu, insn: &Insn, data: &[u8], mask: &[u8]) -> Result<(), Fault> {
-    let base = cpu.reg::<u64>(gpr::RDI) & insn.address_mask;
+    let base = cpu.reg::<u64>(gpr::RDI);
+    // Each half wraps at the address size by itself.
+    let half = |at: usize| base.wrapping_add(at as u64) & insn.address_mask;
     for at in (0..data.len()).step_by(HALF).rev() {
-        cpu.probe(insn.segment, cpu.part(insn, base, at), HALF as u32, true)?;
+        cpu.probe(insn.segment, half(at), HALF as u32, true)?;
     }
     for (at, (&byte, _)) in data.iter().zip(mask).enumerate().filter(|(_, (_, m))| **m & 0x80 != 0) {
-        cpu.store::<u8>(insn.segment, cpu.part(insn, base, at), byte)?;
+        let offset = half(at - at % HALF).wrapping_add((at % HALF) as u64);
+        cpu.store::<u8>(insn.segment, offset, byte)?;
     }
     Ok(())
 }
@@ -108,7 +111,8 @@ fn elements<const SIZE: usize>(instruction: &Instruction, insn: &mut Insn, store
     if store { store_elements::<SIZE> } else { load_elements::<SIZE> }
 }
 
-/// Offsets, from the start of the vector, of elements whose mask is set.
+/// Offsets, from the start of the vector, of elements whose mask is set. The operand is one piece: its elements do not wrap
+/// at a small address size.
 fn selected<const SIZE: usize>(mask: &[u8; 32], length: u8) -> impl Iterator<Item = usize> + use<'_, SIZE> {
     (0..usize::from(length.min(32))).step_by(SIZE).filter(|at| mask[at + SIZE - 1] & 0x80 != 0)
 }
@@ -126,7 +130,7 @@ fn span<const SIZE: usize>(
     let ends = [first, elements.last().unwrap_or(first) + SIZE - 1];
     if cpu.long64 {
         for at in ends {
-            cpu.linear_of(insn.segment, cpu.part(insn, base, at), 1, false)?;
+            cpu.linear_of(insn.segment, base.wrapping_add(at as u64), 1, false)?;
         }
     }
     Ok(Some(ends))
@@ -139,7 +143,7 @@ fn load_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     span::<SIZE>(cpu, insn, base, &mask)?;
     let mut value = [0; 32];
     for at in selected::<SIZE>(&mask, insn.extra) {
-        let offset = cpu.part(insn, base, at);
+        let offset = base.wrapping_add(at as u64);
         let element = cpu.without_alignment(|cpu| cpu.load::<[u8; SIZE]>(insn.segment, offset))?;
         value[at..at + SIZE].copy_from_slice(&element);
     }
@@ -156,7 +160,7 @@ fn store_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     for at in selected::<SIZE>(&mask, insn.extra) {
         let mut element = [0; SIZE];
         element.copy_from_slice(&data[at..at + SIZE]);
-        cpu.without_alignment(|cpu| cpu.store(insn.segment, cpu.part(insn, base, at), element))?;
+        cpu.without_alignment(|cpu| cpu.store(insn.segment, base.wrapping_add(at as u64), element))?;
     }
     Ok(())
 }
@@ -170,7 +174,7 @@ fn probe_selected<const SIZE: usize>(
     mask: &[u8; 32],
 ) -> Result<(), Fault> {
     for at in span::<SIZE>(cpu, insn, base, mask)?.into_iter().flatten() {
-        cpu.probe(insn.segment, cpu.part(insn, base, at), 1, true)?;
+        cpu.probe(insn.segment, base.wrapping_add(at as u64), 1, true)?;
     }
     Ok(())
 }
