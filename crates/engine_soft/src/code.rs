@@ -22,7 +22,7 @@ const LONGEST_BLOCK: usize = 64;
 const CAPACITY: usize = 1 << 17;
 const JUMP_SIZE: usize = 1 << 14;
 /// Longest instruction in bytes (SDM 2A 2.3.11).
-const LONGEST_INSN: usize = 15;
+pub(crate) const LONGEST_INSN: usize = 15;
 
 static NO_GENERATION: AtomicU32 = AtomicU32::new(0);
 
@@ -58,7 +58,7 @@ const NO_JUMP: JumpEntry = JumpEntry { linear: 0, key: u64::MAX, block: std::ptr
 
 /// Mixes an address; the keys are no attacker's choice that could hurt beyond its own processor's speed.
 #[derive(Default)]
-struct AddressHasher(u64);
+pub(crate) struct AddressHasher(u64);
 
 impl Hasher for AddressHasher {
     fn finish(&self) -> u64 {

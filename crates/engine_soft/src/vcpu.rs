@@ -58,7 +58,8 @@ impl Cpu {
     /// Counters so far.
     pub fn counts(&self) -> ExitCounts {
         let (mmu, code) = (self.mmu.counts, self.code.counts);
-        let translation = self.translator.as_ref().map(|translator| translator.counts()).unwrap_or_default();
+        let translation =
+            self.translator.as_ref().map(|translator| translator.counts(&self.memory)).unwrap_or_default();
         let counts = [
             ("tlb_slow_accesses", mmu.slow),
             ("page_walks", mmu.walks),

@@ -43,7 +43,7 @@ pub fn examine() -> Report {
 }
 
 /// Times that code is interpreted before it is translated.
-const WARM_UP: u32 = 2;
+const WARM_UP: u32 = 8;
 
 /// Makes the engine that is asked for.
 pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {

@@ -63,11 +63,11 @@ impl fmt::Display for EngineChoice {
 #[serde(rename_all = "lowercase")]
 pub enum SoftwareTier {
     /// Instruction by instruction.
-    #[default]
     Interpreter,
     /// 64-bit code is translated when it is first met.
     Translate,
     /// 64-bit code is interpreted while it is cold and translated when it is warm.
+    #[default]
     Auto,
 }
 
@@ -181,7 +181,7 @@ impl Default for VmConfig {
             cpu: "max".to_owned(),
             engine: EngineChoice::Auto,
             software_tier: SoftwareTier::default(),
-            translation_cache_size: ByteSize(32 << 20),
+            translation_cache_size: ByteSize(12 << 20),
             verify: 0,
             disks: Vec::new(),
             serial: SerialConfig::Stdio,

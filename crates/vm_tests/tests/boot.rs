@@ -10,10 +10,13 @@ const SOFTWARE: [&str; 2] = ["--engine", "software"];
 #[test]
 fn a_guest_boots_and_powers_off() -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
-    let mut vm = material.boot("vireo.test=poweroff", &SOFTWARE)?;
-    vm.wait_for("VIREO-INIT-OK", BOOT)?;
-    let outcome = vm.wait(60)?;
-    assert_eq!(outcome.code, Some(0), "{}", outcome.errors);
+    for tier in ["interpreter", "translate", "auto"] {
+        let mut vm =
+            material.boot("vireo.test=poweroff", &["--engine", "software", "--software-tier", tier])?;
+        vm.wait_for("VIREO-INIT-OK", BOOT)?;
+        let outcome = vm.wait(60)?;
+        assert_eq!(outcome.code, Some(0), "{tier}: {}", outcome.errors);
+    }
     Ok(())
 }
 
@@ -28,8 +31,17 @@ fn the_debug_exit_port_sets_the_exit_status() -> Result<()> {
 
 #[test]
 fn the_software_cpu_computes_what_this_processor_computes() -> Result<()> {
+    computes_what_this_processor_computes("auto")
+}
+
+#[test]
+fn the_interpreter_computes_what_this_processor_computes() -> Result<()> {
+    computes_what_this_processor_computes("interpreter")
+}
+
+fn computes_what_this_processor_computes(tier: &str) -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
-    let options = ["--engine", "software", "--cpu", "max", "--cpus", "2"];
+    let options = ["--engine", "software", "--software-tier", tier, "--cpu", "max", "--cpus", "2"];
     let mut vm = material.boot("vireo.test=cpu quiet", &options)?;
     let said = vm.wait_for("VIREO-CPU-DONE", BOOT)?;
     let wanted = material.on_this_processor(&["cpu"])?;
@@ -49,8 +61,18 @@ fn the_software_cpu_computes_what_this_processor_computes() -> Result<()> {
 
 #[test]
 fn the_kernels_cryptography_passes_its_known_answers() -> Result<()> {
+    cryptography_passes("auto")
+}
+
+#[test]
+fn the_kernels_cryptography_passes_in_the_interpreter() -> Result<()> {
+    cryptography_passes("interpreter")
+}
+
+fn cryptography_passes(tier: &str) -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
-    let mut vm = material.boot("vireo.test=crypto quiet", &["--engine", "software", "--cpu", "max"])?;
+    let options = ["--engine", "software", "--software-tier", tier, "--cpu", "max"];
+    let mut vm = material.boot("vireo.test=crypto quiet", &options)?;
     let said = vm.wait_for("VIREO-CRYPTO-OK", BOOT)?;
     let passed = said.lines().filter(|line| line.starts_with("crypto ") && line.trim().ends_with("passed"));
     assert!(passed.count() > 20, "{said}");

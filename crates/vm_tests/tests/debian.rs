@@ -5,6 +5,15 @@ use vm_tests::Material;
 
 #[test]
 fn debian_boots_to_its_login_prompt_on_the_software_cpu() -> Result<()> {
+    debian_boots("auto")
+}
+
+#[test]
+fn debian_boots_to_its_login_prompt_on_the_interpreter() -> Result<()> {
+    debian_boots("interpreter")
+}
+
+fn debian_boots(tier: &str) -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let disk = folder.path().join("debian.raw");
@@ -13,7 +22,7 @@ fn debian_boots_to_its_login_prompt_on_the_software_cpu() -> Result<()> {
         ["--engine", "software", "--memory", "512M", "--cpus", "2", "--disk", &disk.display().to_string()];
     let mut command = material.command(&["run", "--kernel"]);
     command.arg(material.kernel()).arg("--initrd").arg(material.initramfs());
-    command.args(["--append", "console=ttyS0 root=/dev/vda rw"]).args(options);
+    command.args(["--append", "console=ttyS0 root=/dev/vda rw", "--software-tier", tier]).args(options);
     let mut vm = vm_tests::TestVm::start(command)?;
     vm.wait_for("vireo login:", 900)?;
     vm.send("root\n")?;

@@ -76,10 +76,10 @@ pub struct RunArgs {
     /// auto, kvm or software; `vireo doctor` says what auto takes [default: auto]
     #[arg(long)]
     engine: Option<EngineChoice>,
-    /// How the software CPU runs code: auto, interpreter or translate [default: interpreter]
+    /// How the software CPU runs code: auto, interpreter or translate [default: auto]
     #[arg(long, value_name = "TIER")]
     software_tier: Option<SoftwareTier>,
-    /// Memory for translated code, for each processor, 1M to 1G [default: 32M]
+    /// Memory for translated code, for each processor, 1M to 1G [default: 12M]
     #[arg(long, value_name = "SIZE")]
     translation_cache_size: Option<ByteSize>,
     /// Compare every N-th translated block with the interpreter, for finding errors of the translator

@@ -1,8 +1,12 @@
 //! What instructions and mode changes do to the TLB.
 
-use super::{Accessor, Mmu, OFFSET};
+use super::{Accessor, LAST_SPACE, Mmu, OFFSET};
 use crate::cpu::{Cpu, Fault};
 use x86::{Cr0, Cr4, Efer, RFlags};
+
+/// In a fetch key: no address space, but global pages.
+const EVERY_SPACE: u64 = 0x800;
+const _: () = assert!(EVERY_SPACE > LAST_SPACE as u64);
 
 /// DR7's enable bits and the R/W fields that ask for data accesses.
 fn watches_data(dr7: u64) -> bool {
@@ -32,8 +36,18 @@ impl Cpu {
         // A block that is rehearsed has its stores noted on the slow path.
         let open = !(mmu.check_alignment || mmu.check_breakpoints) && self.store_log.is_none();
         mmu.array = mmu.tlb.array(mmu.accessor as usize, open);
-        mmu.fetch_key =
-            mmu.fetch_epoch << 16 | u64::from(mmu.space) << 4 | u64::from(self.cpl == 3) << 2 | code_size;
+        let user = self.cpl == 3;
+        let space = if !user && mmu.global_code { EVERY_SPACE } else { u64::from(mmu.space) };
+        mmu.fetch_key = mmu.fetch_epoch << 16 | space << 4 | u64::from(user) << 2 | code_size;
+    }
+
+    /// Code was fetched at CPL 0 to 2 from a page that is not global: from now on, until the next flush of global
+    /// translations, fetch keys name the address space.
+    pub(super) fn fetched_outside_global_pages(&mut self) {
+        if self.mmu.global_code {
+            self.mmu.global_code = false;
+            self.update_tags();
+        }
     }
 
     /// Forgets all translations, or all but those of global pages.
@@ -41,7 +55,8 @@ impl Cpu {
         self.mmu.counts.flushes += 1;
         if !keep_global {
             self.mmu.tlb.flush_global();
-            self.mmu.fetch_epoch += 1;
+            self.mmu.new_fetch_epoch();
+            self.mmu.global_code = true;
         }
         self.mmu.spaces_of_pcid.fill(0);
         self.mmu.tlb.release_all();
@@ -78,11 +93,16 @@ impl Cpu {
     pub fn invalidate_page(&mut self, linear: u64) {
         let mmu = &mut self.mmu;
         mmu.counts.flushes += 1;
-        mmu.fetch_epoch += 1;
         let (word, bit) = Mmu::large_bit(linear);
-        if mmu.huge {
+        let (fetched_word, fetched_bit) = Mmu::fetched_bit(linear);
+        let huge = mmu.huge & Mmu::huge_bit(linear) != 0;
+        let large = huge || mmu.large[word] & bit != 0;
+        if large || mmu.fetched[fetched_word] & fetched_bit != 0 {
+            mmu.new_fetch_epoch();
+        }
+        if huge {
             mmu.tlb.forget(linear >> 30 << 30, 1 << 30);
-        } else if mmu.large[word] & bit != 0 {
+        } else if large {
             // 4 MiB pages of 32-bit paging span two regions.
             mmu.tlb.forget(linear >> 22 << 22, 1 << 22);
         } else {

@@ -87,10 +87,14 @@ pub struct Mmu {
     fetch_epoch: u64,
     /// Names the current fetch translations and code size, for the code cache.
     pub(crate) fetch_key: u64,
+    /// Code of CPL 0 to 2 was only fetched from global pages lately: the key does not name the address space then.
+    global_code: bool,
+    /// Pages (hashed) from which code was fetched since the epoch began.
+    fetched: Box<[u64; 64]>,
     /// 2 MiB regions (hashed) in which entries of larger pages may exist.
     large: Box<[u64; 64]>,
-    /// Entries of 1 GiB pages may exist.
-    huge: bool,
+    /// 1 GiB regions (hashed) in which entries of larger pages may exist.
+    huge: u64,
     /// Check alignment.
     check_alignment: bool,
     /// Compare data breakpoints.
@@ -118,8 +122,10 @@ impl Mmu {
             spaces_of_pcid: vec![0; 4096].into_boxed_slice(),
             fetch_epoch: 1,
             fetch_key: 0,
+            global_code: true,
+            fetched: Box::new([0; 64]),
             large: Box::new([0; 64]),
-            huge: false,
+            huge: 0,
             check_alignment: false,
             check_breakpoints: false,
             breakpoints_hit: 0,
@@ -138,8 +144,20 @@ impl Mmu {
         self.tlb.clear();
         self.spaces_of_pcid.fill(0);
         self.large.fill(0);
-        self.huge = false;
+        self.huge = 0;
+        self.new_fetch_epoch();
+    }
+
+    /// All fetch translations are void.
+    fn new_fetch_epoch(&mut self) {
         self.fetch_epoch += 1;
+        self.fetched.fill(0);
+    }
+
+    fn fetched_bit(linear: u64) -> (usize, u64) {
+        let page = linear >> 12;
+        let hash = (page ^ page >> 12 ^ page >> 24) as usize % 4096;
+        (hash / 64, 1 << (hash % 64))
     }
 
     /// A number that no entry carries.
@@ -151,6 +169,10 @@ impl Mmu {
         let space = self.next_space;
         self.next_space += 1;
         space
+    }
+
+    fn huge_bit(linear: u64) -> u64 {
+        1 << ((linear >> 30 ^ linear >> 36) % 64)
     }
 
     fn large_bit(linear: u64) -> (usize, u64) {

@@ -312,7 +312,7 @@ impl Cpu {
         if found.page_shift > 12 {
             let (word, bit) = Mmu::large_bit(linear);
             mmu.large[word] |= bit;
-            mmu.huge |= found.page_shift > 22;
+            mmu.huge |= if found.page_shift > 22 { Mmu::huge_bit(linear) } else { 0 };
         }
         let set = mmu.tlb.current_mut();
         let Some(region) = self.memory.find(page) else {
@@ -349,7 +349,14 @@ impl Cpu {
         if found.page_shift > 12 {
             let (word, bit) = Mmu::large_bit(linear);
             self.mmu.large[word] |= bit;
+            self.mmu.huge |= if found.page_shift > 22 { Mmu::huge_bit(linear) } else { 0 };
         }
+        let (word, bit) = Mmu::fetched_bit(linear);
+        self.mmu.fetched[word] |= bit;
+        if !found.global && accessor != Accessor::User {
+            self.fetched_outside_global_pages();
+        }
+        let key = self.mmu.fetch_key;
         self.mmu.fetch[slot] = FetchEntry { linear: linear & !OFFSET, key, physical };
         Ok(found.physical)
     }

@@ -297,3 +297,30 @@ fn running_out_of_address_spaces_forgets_everything() {
         assert_eq!(bench.cpu.load::<u64>(seg::DS, 0x1000).ok(), Some(2));
     }
 }
+
+#[test]
+fn invlpg_reaches_code_where_code_was_fetched() {
+    let mut bench = Bench::long(Cr4::PGE, 0x1000, TARGET | ALL | GLOBAL);
+    assert_eq!(bench.cpu.fetch_physical(0x1000).ok(), Some(TARGET));
+    let key = bench.cpu.mmu.fetch_key;
+    bench.put(ROOT + 0x3008, 0x30_0000 | ALL | GLOBAL);
+    bench.cpu.invalidate_page(0x2000);
+    assert_eq!(bench.cpu.mmu.fetch_key, key, "no code was fetched from there");
+    assert_eq!(bench.cpu.fetch_physical(0x1000).ok(), Some(TARGET), "still cached");
+    bench.cpu.invalidate_page(0x1fff);
+    assert_ne!(bench.cpu.mmu.fetch_key, key);
+    assert_eq!(bench.cpu.fetch_physical(0x1000).ok(), Some(0x30_0000));
+}
+
+#[test]
+fn fetched_code_survives_cr3_only_on_global_pages() {
+    for (flag, after) in [(GLOBAL, TARGET), (0, 0x30_0000)] {
+        let mut bench = Bench::long(Cr4::PGE, 0x1000, TARGET | ALL | flag);
+        assert_eq!(bench.cpu.fetch_physical(0x1000).ok(), Some(TARGET));
+        bench.put(ROOT + 0x3008, 0x30_0000 | ALL | flag);
+        bench.cpu.cr3_loaded(false);
+        assert_eq!(bench.cpu.fetch_physical(0x1000).ok(), Some(after), "G flag {flag:x}");
+        bench.cpu.flush_tlb(false);
+        assert_eq!(bench.cpu.fetch_physical(0x1000).ok(), Some(0x30_0000));
+    }
+}

@@ -284,6 +284,12 @@ impl Asm {
         self.imm32(value);
     }
 
+    /// `not reg32`.
+    pub fn not32(&mut self, reg: u8) {
+        self.rex(false, 0, 0, reg);
+        self.raw(&[0xf7, 0xd0 | reg & 7]);
+    }
+
     /// `cmp byte [base], 0`.
     pub fn cmp_byte_zero(&mut self, base: u8) {
         self.rex(false, 0, 0, base);

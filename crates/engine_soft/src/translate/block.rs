@@ -5,6 +5,7 @@
 //! are collected and emitted behind the block.
 
 use super::asm::{Asm, Label, S1, S2, cc};
+use super::dead::Remake;
 use super::flags::{FlagHome, FlagUse, flag_use, undefined_flags};
 use super::memory::Policy;
 use super::shared::{EVENT_MASK, EVENTS};
@@ -15,7 +16,7 @@ use crate::system::SystemState;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess};
 
 /// Instructions in a block, at most.
-const LONGEST_BLOCK: usize = 48;
+pub(super) const LONGEST_BLOCK: usize = 48;
 
 /// The instruction is the interpreter's.
 #[derive(Debug)]
@@ -31,11 +32,22 @@ pub(super) enum After {
 /// Code for behind the block.
 pub(super) enum Cold {
     /// Interprets the current instruction and goes on at `back` with flags in the given home.
-    Slow { from: Label, site: usize, back: Label, flags: FlagHome },
+    Slow { from: Label, site: usize, back: Label, flags: FlagHome, x87: Option<u16>, remake: Option<Remake> },
     /// Reports a store; the tracker pointer is in the register.
-    Note { from: Label, site: usize, back: Label, flags: FlagHome, tracker: u8 },
+    Note {
+        from: Label,
+        site: usize,
+        back: Label,
+        flags: FlagHome,
+        tracker: u8,
+        call: Option<i64>,
+        x87: Option<u16>,
+        remake: Option<Remake>,
+    },
     /// Loads the vector registers.
-    Vector { from: Label, back: Label, site: usize, level: u8 },
+    Vector { from: Label, back: Label, site: usize, level: u8, x87: Option<u16> },
+    /// Loads the x87 registers.
+    X87 { from: Label, back: Label, site: usize },
     /// A direct jump back in the page.
     Back { from: Label, target: u16, flags: FlagHome },
     /// The way out of a link whose displacement is at `at`.
@@ -61,8 +73,11 @@ pub(super) struct Context<'a> {
     pub links: &'a mut Vec<Link>,
     pub system: &'a SystemState,
     pub unit: u32,
+    /// Bytes of the page, as far as a block can reach.
     pub page: &'a [u8; PAGE],
     pub generation: (u64, u32),
+    /// Where code memory starts.
+    pub memory_start: u64,
 }
 
 /// A block under construction.
@@ -73,15 +88,29 @@ pub(super) struct Builder<'a> {
     pub flags: FlagHome,
     pub cold: Vec<Cold>,
     pub info: InstructionInfoFactory,
+    /// The block, and the current instruction in it.
+    pub instructions: Vec<Instruction>,
+    pub index: usize,
+    /// Which of them replaced the flags, if RFLAGS has what it left there.
+    pub made: Option<usize>,
+    /// How flags are made again on side ways; then nobody else needs them.
+    pub remake: Option<Remake>,
+    slow_remake: Option<Remake>,
     all_copied: bool,
     /// Level that the guest's vector registers were found at.
     pub vector: u8,
+    /// Whether the guest's x87 registers were found to be the host's.
+    pub x87_loaded: bool,
+    /// Address in the page of the last x87 instruction, as long as it was not told.
+    pub x87_last: Option<u16>,
     /// Address of the current instruction in the page, and of the next.
     pub offset: u16,
     pub next: i64,
     /// The slow path of the current instruction, once one is wanted, and its site.
     slow: Option<Label>,
     site: Option<usize>,
+    /// Target of the direct call that is being translated.
+    pub call: Option<i64>,
 }
 
 /// A translated block.
@@ -104,12 +133,20 @@ impl<'a> Builder<'a> {
             flags: FlagHome::Saved,
             cold: Vec::new(),
             info: InstructionInfoFactory::new(),
+            instructions: Vec::new(),
+            index: 0,
+            made: None,
+            remake: None,
+            slow_remake: None,
             all_copied: true,
             vector: 0,
+            x87_loaded: false,
+            x87_last: None,
             offset: 0,
             next: 0,
             slow: None,
             site: None,
+            call: None,
         }
     }
 
@@ -134,10 +171,13 @@ impl<'a> Builder<'a> {
         }
         let mut end = After::Next;
         debug_assert_eq!(first.ip() as u16, start, "a block starts with its first instruction");
-        for i in &instructions {
+        self.instructions.clone_from(&instructions);
+        for (index, i) in instructions.iter().enumerate() {
+            self.index = index;
             end = self.instruction(i);
         }
         if end == After::Next {
+            self.tell_x87();
             self.go_to(self.next);
         }
         if wish == FlagHome::Saved {
@@ -148,9 +188,9 @@ impl<'a> Builder<'a> {
         self.emit_cold();
         self.asm.finish();
         let entries = Entries {
-            outer: self.asm.address_of(outer),
-            saved: self.asm.address_of(saved),
-            live: self.asm.address_of(live),
+            outer: self.address_of(outer),
+            saved: self.address_of(saved),
+            live: self.address_of(live),
             prefers_live: wish != FlagHome::Saved,
         };
         // A block can be left at any branch, so what was undefined anywhere counts.
@@ -162,6 +202,10 @@ impl<'a> Builder<'a> {
             all_copied: self.all_copied,
             undefined,
         })
+    }
+
+    fn address_of(&self, label: Label) -> u32 {
+        (self.asm.address_of(label) - self.context.memory_start) as u32
     }
 
     fn decode(&self, start: u16) -> Vec<Instruction> {
@@ -235,9 +279,13 @@ impl<'a> Builder<'a> {
     fn instruction(&mut self, i: &Instruction) -> After {
         self.offset = i.ip() as u16;
         self.next = i.next_ip() as i64;
-        (self.slow, self.site) = (None, None);
-        let before = self.asm.bytes.len();
-        let result = self.transfer(i).or_else(|_| self.stack(i)).or_else(|_| self.copy(i));
+        (self.slow, self.site, self.call, self.slow_remake) = (None, None, None, None);
+        if i.flow_control() != FlowControl::Next {
+            self.tell_x87();
+        }
+        let (before, x87) = (self.asm.bytes.len(), self.x87_last);
+        let result =
+            self.transfer(i).or_else(|_| self.stack(i)).or_else(|_| self.x87(i)).or_else(|_| self.copy(i));
         let after = match result {
             Ok(after) => after,
             Err(Unknown) => {
@@ -247,7 +295,8 @@ impl<'a> Builder<'a> {
         };
         if let (Some(from), Some(site)) = (self.slow, self.site) {
             let back = self.asm.mark();
-            self.cold.push(Cold::Slow { from, site, back, flags: self.flags });
+            let (flags, remake) = (self.flags, self.slow_remake);
+            self.cold.push(Cold::Slow { from, site, back, flags, x87, remake });
         }
         after
     }
@@ -255,6 +304,13 @@ impl<'a> Builder<'a> {
     /// Calls the interpreter for the current instruction, and goes on behind it.
     fn interpret(&mut self) -> After {
         self.all_copied = false;
+        debug_assert_eq!(
+            self.remake,
+            None,
+            "{:?} was thought to be copied",
+            self.instructions[self.index].code()
+        );
+        self.tell_x87();
         self.save_flags();
         let site = self.site();
         self.asm.mov_imm32(S2, site as u32);
@@ -270,7 +326,9 @@ impl<'a> Builder<'a> {
         }
         let sites = &mut self.context.sites;
         let (unit, offset) = (self.context.unit, self.offset);
-        sites.push(Site { unit, offset, next: Next::InPage(self.next), insn: None, count: 0 });
+        let next = Next::Behind((self.next - i64::from(offset)) as u8);
+        let inside = self.index + 1 < self.instructions.len();
+        sites.push(Site { unit, offset, next, inside, count: 0 });
         self.site = Some(sites.len() - 1);
         sites.len() - 1
     }
@@ -278,6 +336,7 @@ impl<'a> Builder<'a> {
     /// Where the current instruction's checks go when they fail: nothing has happened yet.
     pub fn slow_path(&mut self) -> Label {
         self.site();
+        self.slow_remake = self.remake;
         *self.slow.get_or_insert_with(|| self.asm.label())
     }
 
@@ -292,7 +351,8 @@ impl<'a> Builder<'a> {
         self.check_tracker(tracker, noted);
         let site = self.site();
         let back = self.asm.mark();
-        self.cold.push(Cold::Note { from: noted, site, back, flags: self.flags, tracker });
+        let (flags, call, x87, remake) = (self.flags, self.call, self.x87_last, self.remake);
+        self.cold.push(Cold::Note { from: noted, site, back, flags, tracker, call, x87, remake });
     }
 
     /// Accesses of an instruction's operands.
@@ -305,25 +365,38 @@ impl<'a> Builder<'a> {
         // More may be added on the way.
         while let Some(cold) = self.cold.pop() {
             match cold {
-                Cold::Slow { from, site, back, flags } => {
+                Cold::Slow { from, site, back, flags, x87, remake } => {
                     self.asm.bind(from);
+                    self.tell_on_side_way(x87);
+                    if let Some(remake) = remake {
+                        self.emit_remake(&remake);
+                    }
                     self.asm.mov_imm32(S2, site as u32);
                     self.asm.call_to(self.context.thunks.call_site);
                     self.back_to(back, flags);
                 }
-                Cold::Note { from, site, back, flags, tracker } => {
+                Cold::Note { from, site, back, flags, tracker, call, x87, remake } => {
                     self.asm.bind(from);
                     self.asm.mov(S1, tracker);
-                    if flags == FlagHome::Live {
-                        self.emit_save();
+                    match remake {
+                        Some(remake) => self.emit_remake(&remake),
+                        None if flags == FlagHome::Live => self.emit_save(),
+                        None => {}
                     }
                     self.asm.mov(S2, S1);
+                    self.tell_on_side_way(x87);
+                    if let Some(target) = call {
+                        self.in_page_address(target);
+                        self.asm.store_gs(super::shared::SPARE, S1);
+                    }
                     self.asm.mov_imm32(S1, site as u32);
                     self.asm.call_to(self.context.thunks.call_note);
                     self.back_to(back, flags);
                 }
-                Cold::Vector { from, back, site, level } => {
+                Cold::X87 { from, back, site } => self.emit_want_x87(from, back, site),
+                Cold::Vector { from, back, site, level, x87 } => {
                     self.asm.bind(from);
+                    self.tell_on_side_way(x87);
                     self.asm.mov_imm32(S2, site as u32);
                     self.asm.mov_imm32(S1, u32::from(level));
                     self.asm.call_to(self.context.thunks.call_vector);
@@ -345,6 +418,12 @@ impl<'a> Builder<'a> {
                 }
                 Cold::Miss { from, reload, undo } => self.emit_miss(from, reload, undo),
             }
+        }
+    }
+
+    fn tell_on_side_way(&mut self, x87: Option<u16>) {
+        if let Some(offset) = x87 {
+            self.emit_x87_pointer(offset);
         }
     }
 

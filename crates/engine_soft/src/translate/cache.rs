@@ -9,6 +9,9 @@ use std::io;
 /// Alignment of each piece of code.
 const ALIGNMENT: usize = 16;
 
+/// Bytes written before the writable view's pages are given back.
+const WRITTEN: usize = 1 << 20;
+
 /// The reservation.
 pub(super) struct CodeMemory {
     writable: *mut u8,
@@ -52,6 +55,11 @@ impl CodeMemory {
         Ok(CodeMemory { writable, executable, capacity, used: 0, kept: 0 })
     }
 
+    /// Where the executable view starts.
+    pub fn start(&self) -> u64 {
+        self.executable as u64
+    }
+
     /// Where the next piece of code will run.
     pub fn next_address(&self) -> u64 {
         self.executable as u64 + self.used as u64
@@ -67,8 +75,18 @@ impl CodeMemory {
         }
         // SAFETY: `used + code.len() <= capacity`, and nothing runs bytes from `used` on.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
+        if self.used / WRITTEN != end / WRITTEN {
+            self.release_view();
+        }
         self.used = end;
         true
+    }
+
+    /// Takes the pages of the writable view out of the process: what is written is rarely written again, and
+    /// each page that both views hold counts twice.
+    fn release_view(&mut self) {
+        // SAFETY: our mapping, of a file whose contents stay; it is read back at the next touch.
+        unsafe { libc::madvise(self.writable.cast(), self.capacity, libc::MADV_DONTNEED) };
     }
 
     /// Keeps what is there now when the rest is emptied.
@@ -81,14 +99,14 @@ impl CodeMemory {
         self.used = self.kept;
     }
 
-    /// Changes the 32-bit displacement at `at`, an executable address of this memory, to lead to `target`.
+    /// Changes the 32-bit displacement `at` bytes from the start to lead to `target`, which is counted from there, too.
     /// The processor that runs the code is the caller's.
-    pub fn link(&mut self, at: u64, target: u64) {
-        let offset = at.wrapping_sub(self.executable as u64) as usize;
+    pub fn link(&mut self, at: u32, target: u32) {
+        let offset = at as usize;
         if offset > self.used.saturating_sub(4) {
             return;
         }
-        let displacement = target.wrapping_sub(at + 4) as u32;
+        let displacement = target.wrapping_sub(at.wrapping_add(4));
         // SAFETY: four bytes below `used`.
         unsafe { self.writable.add(offset).cast::<u32>().write_unaligned(displacement) };
     }

@@ -11,7 +11,7 @@ use crate::system::SystemState;
 use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpKind, Register};
 
 /// Integer instructions that do the same to the guest's registers as to the host's.
-fn is_integer(mnemonic: Mnemonic) -> bool {
+pub(super) fn is_integer(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
@@ -271,7 +271,7 @@ impl Builder<'_> {
     }
 
     fn before_flags(&mut self, used: FlagUse) {
-        if matches!(used, FlagUse::Reads | FlagUse::Changes) {
+        if used == FlagUse::Reads || used == FlagUse::Changes && !self.flags_are_dead() {
             self.need_flags();
         }
     }

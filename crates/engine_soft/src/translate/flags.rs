@@ -106,6 +106,16 @@ impl Builder<'_> {
         }
     }
 
+    /// As [`Builder::save_flags`], before a memory operand's check: not if side ways can make them again.
+    pub fn save_flags_for_check(&mut self) {
+        if self.flags == FlagHome::Live {
+            self.remake = self.find_remake();
+            if self.remake.is_none() {
+                self.save_flags();
+            }
+        }
+    }
+
     /// As [`Builder::save_flags`], whatever the state: for side ways.
     pub fn emit_save(&mut self) {
         let a = &mut self.asm;
@@ -143,6 +153,8 @@ impl Builder<'_> {
     pub fn flags_after(&mut self, used: FlagUse) {
         if matches!(used, FlagUse::Changes | FlagUse::Replaces) {
             self.flags = FlagHome::Live;
+            self.made = (used == FlagUse::Replaces).then_some(self.index);
+            self.remake = None;
         }
     }
 

@@ -218,7 +218,7 @@ impl Builder<'_> {
     }
 
     fn check_table(&mut self, at: &GuestAddress, size: u32, want: Want) -> HostOperand {
-        self.save_flags();
+        self.save_flags_for_check();
         self.linear(at);
         let slow = self.slow_path();
         let store = want.store;

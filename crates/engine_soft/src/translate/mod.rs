@@ -3,9 +3,9 @@
 //! | file | holds |
 //! |---|---|
 //! | [`block`] | translation of one block: decoding, slow ways |
-//! | [`copy`], [`vector`], [`transfer`] | instructions that are copied; branches, calls, stack |
+//! | [`copy`], [`vector`], [`mod@x87`], [`transfer`] | instructions that are copied; branches, calls, stack |
 //! | [`memory`] | the check of each memory operand |
-//! | [`operand`], [`flags`] | where guest registers and flags live |
+//! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
 //! | [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
 //! | [`thunks`], [`runtime`] | ways in and out, calls to the interpreter |
 //! | [`cache`], [`asm`], [`shared`] | memory for code, bytes of code, fields that code reaches |
@@ -35,6 +35,7 @@ mod asm;
 mod block;
 mod cache;
 mod copy;
+mod dead;
 mod flags;
 mod jumps;
 mod memory;
@@ -50,24 +51,34 @@ mod transfer;
 mod unit;
 mod vector;
 pub(crate) mod verify;
+mod x87;
 
+use crate::code::{AddressHasher, LONGEST_INSN};
 use crate::cpu::{Cpu, Fault, Stop};
 use crate::decode::{self, Decoded};
 use crate::insn::Insn;
 use crate::system::SystemState;
-use block::{Builder, Context};
+use block::{Builder, Context, LONGEST_BLOCK};
 use cache::CodeMemory;
 use jumps::JumpCache;
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use thunks::{Exit, Thunks};
 use timer::Deadline;
-use unit::{Entries, Link, Next, PAGE, Site, Unit};
+use unit::{CodePage, Entries, Link, PAGE, Site, Unit};
 
 /// Sites and links after which everything is translated anew.
 const MOST_SITES: usize = 1 << 21;
+/// Addresses whose visits are counted; others share their counters.
+const VISITS: usize = 1 << 16;
+/// Decoded instructions kept.
+const DECODED: usize = 1024;
+
+/// A map from addresses.
+type AddressMap<T> = HashMap<u64, T, BuildHasherDefault<AddressHasher>>;
 
 /// What a translator is made with.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +93,7 @@ pub struct TranslationSettings {
 
 impl Default for TranslationSettings {
     fn default() -> Self {
-        TranslationSettings { cache_size: 32 << 20, warm_up: 0, verify: 0 }
+        TranslationSettings { cache_size: 12 << 20, warm_up: 0, verify: 0 }
     }
 }
 
@@ -103,6 +114,8 @@ pub struct TranslationCounts {
     pub flushes: u64,
     /// Blocks interpreted in between.
     pub single: u64,
+    /// Times a page that changes all the time was not translated.
+    pub rests: u64,
     /// Blocks compared with the interpreter.
     pub verified: u64,
 }
@@ -113,8 +126,12 @@ pub struct Translator {
     thunks: Thunks,
     jumps: JumpCache,
     units: Vec<Unit>,
-    pages: HashMap<u64, u32>,
+    pages: AddressMap<CodePage>,
+    /// Blocks by unit and address in its page.
+    blocks: AddressMap<Entries>,
     sites: Vec<Site>,
+    /// Instructions of sites.
+    decoded: Box<[(u32, Option<Insn>)]>,
     links: Vec<Link>,
     deadline: Deadline,
     warm_up: u32,
@@ -122,11 +139,11 @@ pub struct Translator {
     /// Blocks until the next that is compared.
     until_verified: u32,
     /// Instructions, and undefined flags, of blocks that only have copied ones, by outer entry, if blocks are compared.
-    copied: HashMap<u64, (u32, u64)>,
+    copied: AddressMap<(u32, u64)>,
     /// An empty jump cache, for running block by block.
     no_jumps: JumpCache,
     /// Times that untranslated code was entered, by physical address.
-    visits: HashMap<u64, u32>,
+    visits: Box<[u8]>,
     /// Whether WRGSBASE may be used.
     fsgsbase: bool,
     /// Counters.
@@ -151,16 +168,18 @@ impl Translator {
             thunks,
             jumps: JumpCache::new(),
             units: Vec::new(),
-            pages: HashMap::new(),
+            pages: HashMap::default(),
+            blocks: HashMap::default(),
             sites: Vec::new(),
+            decoded: vec![(0, None); DECODED].into_boxed_slice(),
             links: Vec::new(),
             deadline: Deadline::new(events),
             warm_up: settings.warm_up,
             verify: settings.verify,
             until_verified: settings.verify,
             no_jumps: JumpCache::new(),
-            copied: HashMap::new(),
-            visits: HashMap::new(),
+            copied: HashMap::default(),
+            visits: vec![0; if settings.warm_up > 0 { VISITS } else { 0 }].into_boxed_slice(),
             fsgsbase,
             counts: TranslationCounts::default(),
         })
@@ -178,76 +197,69 @@ impl Translator {
         self.jumps.clear();
         self.units.clear();
         self.pages.clear();
+        self.blocks.clear();
         self.sites.clear();
+        self.decoded.fill((0, None));
         self.links.clear();
-        self.visits.clear();
+        self.visits.fill(0);
         self.copied.clear();
     }
 
-    /// The instruction of a site and its address in the page.
-    fn site_insn(&mut self, system: &SystemState, number: usize) -> Option<(u64, Insn)> {
-        let site = self.sites.get_mut(number)?;
-        site.count += 1;
-        let offset = site.offset;
-        if let Some(insn) = &site.insn {
-            return Some((u64::from(offset), **insn));
-        }
-        let unit = self.units.get(site.unit as usize)?;
-        let insn = match decode::decode(system, &unit.bytes[usize::from(offset)..], unit.code_size) {
-            Decoded::Insn { insn, .. } => insn,
-            _ => return None,
-        };
-        site.insn = Some(Box::new(insn));
-        Some((u64::from(offset), insn))
-    }
-
-    fn site_next(&self, number: usize) -> Next {
-        self.sites.get(number).map_or(Next::InPage(0), |site| site.next)
-    }
-
     /// The block at an address in a unit, translated if need be. `None` if it cannot be.
-    fn block(&mut self, system: &SystemState, unit_number: u32, offset: u16) -> Option<Entries> {
-        let unit = self.units.get_mut(unit_number as usize)?;
-        if let Some(&entries) = unit.blocks.get(&offset) {
-            return Some(entries);
-        }
+    fn block(
+        &mut self,
+        system: &SystemState,
+        unit_number: u32,
+        offset: u16,
+        page: &[u8; PAGE],
+    ) -> Option<Entries> {
+        let unit = self.units.get(unit_number as usize)?;
         let context = Context {
             thunks: self.thunks,
             sites: &mut self.sites,
             links: &mut self.links,
             system,
             unit: unit_number,
-            page: &unit.bytes,
+            page,
             generation: unit.generation(),
+            memory_start: self.memory.start(),
         };
         let built = Builder::new(self.memory.next_address(), context).build(offset)?;
         if !self.memory.add(&built.code) {
             return None;
         }
-        unit.blocks.insert(offset, built.entries);
+        self.blocks.insert(block_key(unit_number, offset), built.entries);
         if self.verify > 0 && built.all_copied {
-            self.copied.insert(built.entries.outer, (built.insns, built.undefined));
+            let outer = self.memory.start() + u64::from(built.entries.outer);
+            self.copied.insert(outer, (built.insns, built.undefined));
         }
         self.counts.blocks += 1;
         self.counts.insns += u64::from(built.insns);
         Some(built.entries)
     }
 
-    /// Whether code is to be interpreted once more, which is noted.
-    fn is_cold(&mut self, unit: u32, offset: u16, physical: u64) -> bool {
-        if self.warm_up == 0
-            || self.units.get(unit as usize).is_some_and(|unit| unit.blocks.contains_key(&offset))
-        {
-            return false;
-        }
-        let visits = self.visits.entry(physical).or_default();
-        *visits += 1;
-        *visits <= self.warm_up
+    /// The block at an address in a unit, if there is one.
+    fn known_block(&self, unit: u32, offset: u16) -> Option<Entries> {
+        self.blocks.get(&block_key(unit, offset)).copied()
+    }
+
+    /// Whether code without a translation is to be interpreted once more, which is noted.
+    fn is_cold(&mut self, physical: u64) -> bool {
+        let slot = (physical ^ physical >> 16) as usize % VISITS;
+        let Some(visits) = self.visits.get_mut(slot) else { return false };
+        let cold = u32::from(*visits) < self.warm_up;
+        *visits = visits.saturating_add(1);
+        cold
     }
 
     fn is_full(&self) -> bool {
         self.memory.is_almost_full() || self.sites.len() > MOST_SITES || self.links.len() > MOST_SITES
     }
+}
+
+/// Key of [`Translator::blocks`].
+fn block_key(unit: u32, offset: u16) -> u64 {
+    u64::from(unit) << 12 | u64::from(offset)
 }
 
 /// What the loop does next.
@@ -298,7 +310,7 @@ impl Cpu {
                 }
             };
             match exit {
-                Exit::Lookup | Exit::Continue => {}
+                Exit::Lookup | Exit::Continue | Exit::Goto => {}
                 Exit::Link => self.follow_link(connect),
                 Exit::EventAtLink => self.follow_link(false),
                 Exit::InPage => self.set_rip(self.shared.rip_page.wrapping_add(self.shared.argument)),
@@ -353,7 +365,7 @@ impl Cpu {
         translator.counts.entries += 1;
         let jumps = if translator.verify == 0 { &translator.jumps } else { &translator.no_jumps };
         self.shared.jumps = jumps.as_ptr();
-        self.shared.vector = 0;
+        (self.shared.vector, self.shared.x87) = (0, 0);
         let (enter, fsgsbase) = (translator.thunks.enter, translator.fsgsbase);
         self.shared.set_arithmetic(self.flags.bits());
         let own: *mut Cpu = self;
@@ -379,11 +391,9 @@ impl Cpu {
         let Some(mut translator) = self.translator.take() else { return };
         if let Some(&link) = translator.links.get(number) {
             self.set_rip(page.wrapping_add(u64::from(link.target)));
-            let current = translator.units.get(link.unit as usize).is_some_and(Unit::is_current);
             if connect
-                && current
                 && !translator.is_full()
-                && let Some(entries) = translator.block(&self.system, link.unit, link.target)
+                && let Some(entries) = self.translated(&mut translator, link.unit, link.target)
             {
                 translator.memory.link(link.at, entries.inner(link.flags));
                 translator.counts.links += 1;
@@ -405,7 +415,15 @@ impl Cpu {
         self.last_stale = u64::MAX;
         let physical = self.fetch_physical(linear)?;
         let Some(mut translator) = self.translator.take() else { return Ok(Step::Interpret) };
-        let host = self.translated(&mut translator, physical);
+        let entries = self.unit_at(&mut translator, physical).and_then(|unit| {
+            let offset = (physical & 0xfff) as u16;
+            let known = translator.known_block(unit, offset);
+            if known.is_none() && translator.is_cold(physical) {
+                return None;
+            }
+            self.translated(&mut translator, unit, offset)
+        });
+        let host = entries.map(|entries| translator.memory.start() + u64::from(entries.outer));
         if let Some(host) = host {
             translator.jumps.set(linear, self.mmu.fetch_key, host);
         }
@@ -413,31 +431,79 @@ impl Cpu {
         Ok(host.map_or(Step::Interpret, Step::Enter))
     }
 
-    /// Outer entry of the block at a physical address.
-    fn translated(&mut self, translator: &mut Translator, physical: u64) -> Option<u64> {
+    /// The unit of a physical address; `None` outside RAM, or if the page is to be interpreted.
+    fn unit_at(&mut self, translator: &mut Translator, physical: u64) -> Option<u32> {
         if translator.is_full() {
             translator.flush();
         }
         let key = physical & !0xfff | u64::from(self.code_size >> 5);
-        let known = translator.pages.get(&key).copied();
-        let unit = match known {
-            Some(unit) if translator.units.get(unit as usize).is_some_and(Unit::is_current) => unit,
-            _ => {
-                translator.counts.stale += u64::from(known.is_some());
-                let (cell, generation) = self.mark_code(physical);
-                self.memory.find(physical)?;
-                let mut bytes = Box::new([0; PAGE]);
-                self.read_physical(physical & !0xfff, &mut bytes[..]);
-                translator.units.push(Unit::new(self.code_size, (cell, generation), bytes));
-                let unit = translator.units.len() as u32 - 1;
-                translator.pages.insert(key, unit);
-                unit
+        if let Some(page) = translator.pages.get_mut(&key) {
+            if translator.units.get(page.unit as usize).is_some_and(Unit::is_current) {
+                return Some(page.unit);
             }
-        };
-        let offset = (physical & 0xfff) as u16;
-        if translator.is_cold(unit, offset, physical) {
+            if page.unit != u32::MAX {
+                page.became_stale();
+                translator.counts.stale += 1;
+            }
+            if page.rests() {
+                translator.counts.rests += 1;
+                return None;
+            }
+        }
+        self.memory.find(physical)?;
+        let generation = self.mark_code(physical);
+        let unit = translator.units.len() as u32;
+        translator.units.push(Unit::new(physical & !0xfff, self.code_size, generation));
+        translator.pages.entry(key).or_insert_with(|| CodePage::new(unit)).unit = unit;
+        Some(unit)
+    }
+
+    /// The block at an address in a unit, translated if need be. `None` if it cannot be.
+    fn translated(&mut self, translator: &mut Translator, unit: u32, offset: u16) -> Option<Entries> {
+        if let Some(entries) = translator.known_block(unit, offset) {
+            return Some(entries);
+        }
+        let mut bytes = [0; PAGE];
+        let first = usize::from(offset);
+        let bytes_needed = first..PAGE.min(first + LONGEST_BLOCK * LONGEST_INSN);
+        let page = translator.units.get(unit as usize)?.page;
+        self.memory.read(page + u64::from(offset), bytes.get_mut(bytes_needed)?).ok()?;
+        // What was read is of the unit's generation, or of a store that is just going to end it.
+        if !translator.units.get(unit as usize)?.is_current() {
             return None;
         }
-        translator.block(&self.system, unit, offset).map(|entries| entries.outer)
+        translator.block(&self.system, unit, offset, &bytes)
+    }
+
+    /// The instruction of a site, to which RIP is set. `None` if its code has changed meanwhile.
+    fn site_insn(&mut self, number: usize) -> Option<Insn> {
+        let mut translator = self.translator.take()?;
+        let found = self.find_site_insn(&mut translator, number);
+        self.translator = Some(translator);
+        found
+    }
+
+    fn find_site_insn(&mut self, translator: &mut Translator, number: usize) -> Option<Insn> {
+        let site = translator.sites.get_mut(number)?;
+        site.count = site.count.saturating_add(1);
+        let site = *site;
+        self.set_rip(self.shared.rip_page.wrapping_add(u64::from(site.offset)));
+        let held = &mut translator.decoded[number % DECODED];
+        if held.0 == number as u32
+            && let Some(insn) = held.1
+        {
+            return Some(insn);
+        }
+        let unit = translator.units.get(site.unit as usize)?;
+        let mut bytes = [0; LONGEST_INSN];
+        let room = bytes.len().min(PAGE - usize::from(site.offset));
+        self.memory.read(unit.page + u64::from(site.offset), &mut bytes[..room]).ok()?;
+        match decode::decode(&self.system, &bytes[..room], unit.code_size) {
+            Decoded::Insn { insn, .. } if unit.is_current() => {
+                *held = (number as u32, Some(insn));
+                Some(insn)
+            }
+            _ => None,
+        }
     }
 }

@@ -4,7 +4,7 @@
 use super::shared::vector;
 use super::thunks::Exit;
 use super::unit::Next;
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::{Cpu, Stop, shadow};
 use std::sync::atomic::AtomicU8;
 use x86::{Cr0, Cr4};
 
@@ -28,10 +28,39 @@ pub(super) extern "sysv64" fn note_store(cpu: *mut Cpu, flags: *const AtomicU8, 
 pub(super) extern "sysv64" fn want_vector(cpu: *mut Cpu, site: u64, level: u64) -> u64 {
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
-    cpu.vector_or_interpret(site as usize, level) as u64
+    let exit = cpu.vector_or_interpret(site as usize, level);
+    cpu.keep_vector(exit) as u64
+}
+
+/// Before the first x87 instruction of a block.
+pub(super) extern "sysv64" fn want_x87(cpu: *mut Cpu, site: u64, _: u64) -> u64 {
+    // SAFETY: as above.
+    let cpu = unsafe { &mut *cpu };
+    let exit = cpu.x87_or_interpret(site as usize);
+    cpu.keep_vector(exit) as u64
 }
 
 impl Cpu {
+    /// Whether x87 instructions may run as the host's: not while an exception is unmasked, because that would be
+    /// the host's.
+    fn x87_allowed(&self) -> bool {
+        const MASKED: u16 = 0x3f;
+        !self.cr0.intersects(Cr0::EM | Cr0::TS)
+            && self.fpu.fcw() & MASKED == MASKED
+            && !self.fpu.error_pending()
+    }
+
+    fn x87_or_interpret(&mut self, site: usize) -> Exit {
+        if self.x87_allowed() {
+            (self.shared.x87, self.shared.fip) = (1, self.fpu.fip());
+            return Exit::Continue;
+        }
+        match self.interpret_site(site) {
+            Exit::Continue => Exit::Done,
+            exit => exit,
+        }
+    }
+
     /// How far the guest may use vector registers as the host does: not at all while an exception is
     /// unmasked, because that would be the host's.
     fn vector_level(&self) -> u64 {
@@ -57,25 +86,23 @@ impl Cpu {
         }
     }
 
-    /// After a call: whether code that relied on vector registers can go on.
+    /// After a call: whether code that relied on vector and x87 registers can go on.
     fn keep_vector(&mut self, exit: Exit) -> Exit {
-        if self.shared.vector == 0 {
-            return exit;
+        let mut lost = false;
+        if self.shared.x87 != 0 {
+            lost = !self.x87_allowed();
+            self.shared.x87 = u64::from(!lost);
+            self.shared.fip = self.fpu.fip();
         }
-        let allowed = self.vector_level();
-        if exit == Exit::Continue && allowed >= self.shared.vector {
-            return exit;
+        if self.shared.vector != 0 && self.vector_level() < self.shared.vector {
+            lost = true;
+            self.shared.vector = 0;
         }
-        self.shared.vector = 0;
-        if exit == Exit::Continue { Exit::Done } else { exit }
+        if exit == Exit::Continue && lost { Exit::Done } else { exit }
     }
 
     fn interpret_site(&mut self, number: usize) -> Exit {
-        let Some(mut translator) = self.translator.take() else { return Exit::Done };
-        let found = translator.site_insn(&self.system, number);
-        self.translator = Some(translator);
-        let Some((offset, insn)) = found else { return Exit::Done };
-        self.set_rip(self.shared.rip_page.wrapping_add(offset));
+        let Some(insn) = self.site_insn(number) else { return Exit::Lookup };
         self.flags.set_bits(self.shared.arithmetic());
         let key = self.mmu.fetch_key;
         // Anything but zero: a store to code, or a device, sets it to zero.
@@ -85,16 +112,52 @@ impl Cpu {
         let exit = match result {
             Ok(()) | Err(Stop::Done) => {
                 self.set_rip(self.rip().wrapping_add(u64::from(insn.len)));
+                if result.is_err() && self.shadow == shadow::STI {
+                    self.end_shadow(number);
+                }
                 let calm = self.block_end != 0 && (result.is_ok() || self.can_go_on(key));
-                if calm { Exit::Continue } else { Exit::Done }
+                match (calm, self.mmu.fetch_key == key) {
+                    (true, _) => Exit::Continue,
+                    (false, true) => Exit::Done,
+                    (false, false) => self.go_on_elsewhere(Exit::Done),
+                }
             }
-            Err(Stop::Jump) => Exit::Lookup,
+            Err(Stop::Jump) => self.go_on_elsewhere(Exit::Lookup),
             Err(Stop::Again) => Exit::Done,
             Err(Stop::Exit) => Exit::Stop,
             Err(Stop::Fault) => Exit::Fault,
         };
         self.shared.set_arithmetic(self.flags.bits());
         exit
+    }
+
+    /// After STI: the next instruction of the block runs before anybody looks at events, so the shadow is over if
+    /// nothing waits now.
+    fn end_shadow(&mut self, number: usize) {
+        let inside = self
+            .translator
+            .as_ref()
+            .and_then(|translator| translator.sites.get(number))
+            .is_some_and(|site| site.inside);
+        if inside && !self.event_waiting() {
+            self.shadow = 0;
+        }
+    }
+
+    /// Goes on at RIP without leaving translated code, if that is known and nothing else is to be done.
+    fn go_on_elsewhere(&mut self, otherwise: Exit) -> Exit {
+        let linear = self.rip();
+        if !self.long64 || self.must_look_around() || self.event_waiting() {
+            return otherwise;
+        }
+        let known = self.translator.as_ref().filter(|translator| translator.verify == 0);
+        match known.and_then(|translator| translator.jumps.get(linear, self.mmu.fetch_key)) {
+            Some(host) => {
+                (self.shared.rip_page, self.shared.spare) = (linear & !0xfff, host);
+                Exit::Goto
+            }
+            None => otherwise,
+        }
     }
 
     /// After an instruction that may have changed anything: whether it has not.
@@ -111,11 +174,12 @@ impl Cpu {
                 stale = region.tracker().note_write(page);
             }
         }
-        let next = self.translator.as_ref().map_or(Next::InPage(0), |translator| translator.site_next(site));
-        let spare = self.shared.spare;
-        let rip = match next {
-            Next::InPage(offset) => self.shared.rip_page.wrapping_add(offset as u64),
-            Next::Spare => spare,
+        let Some(site) = self.translator.as_ref().and_then(|translator| translator.sites.get(site)) else {
+            return Exit::Done;
+        };
+        let rip = match site.next {
+            Next::Behind(len) => self.shared.rip_page.wrapping_add(u64::from(site.offset) + u64::from(len)),
+            Next::Spare => self.shared.spare,
         };
         self.set_rip(rip);
         if stale { Exit::Lookup } else { Exit::Continue }

@@ -29,6 +29,10 @@ pub(crate) struct Shared {
     /// What the vector registers of the host are: nothing of the guest's (0), the guest's (more); then it tells
     /// which instructions may use them: [`vector`].
     pub vector: u64,
+    /// Whether the x87 registers of the host are the guest's.
+    pub x87: u64,
+    /// Address of the guest's last x87 instruction, while they are.
+    pub fip: u64,
     /// The host's MXCSR.
     pub host_mxcsr: u32,
 }
@@ -53,6 +57,8 @@ impl Default for Shared {
             spare: 0,
             spare_rax: 0,
             vector: 0,
+            x87: 0,
+            fip: 0,
             host_mxcsr: 0x1f80,
         }
     }
@@ -81,6 +87,10 @@ pub(super) const ARGUMENT: usize = SHARED + offset_of!(Shared, argument);
 pub(super) const SPARE: usize = SHARED + offset_of!(Shared, spare);
 pub(super) const SPARE_RAX: usize = SHARED + offset_of!(Shared, spare_rax);
 pub(super) const VECTOR: usize = SHARED + offset_of!(Shared, vector);
+pub(super) const X87: usize = SHARED + offset_of!(Shared, x87);
+pub(super) const FIP: usize = SHARED + offset_of!(Shared, fip);
+/// The x87 image, in the format of XSAVE64.
+pub(super) const FPU: usize = offset_of!(Cpu, fpu);
 pub(super) const HOST_MXCSR: usize = SHARED + offset_of!(Shared, host_mxcsr);
 pub(super) const YMM: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, ymm);
 pub(super) const MXCSR: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, mxcsr);

@@ -1,6 +1,9 @@
 //! What a translator tells of its work.
 
 use super::Translator;
+use super::unit::PAGE;
+use crate::code::LONGEST_INSN;
+use guest_memory::GuestMemory;
 use std::collections::HashMap;
 
 /// Instructions named among those that were interpreted most.
@@ -8,7 +11,7 @@ const NAMED: usize = 12;
 
 impl Translator {
     /// Counters by name; the most interpreted instructions are `interpreted_…`.
-    pub fn counts(&self) -> Vec<(String, u64)> {
+    pub fn counts(&self, memory: &GuestMemory) -> Vec<(String, u64)> {
         let counts = &self.counts;
         let mut all = vec![
             ("translated_entries".to_owned(), counts.entries),
@@ -19,23 +22,35 @@ impl Translator {
             ("stale_pages".to_owned(), counts.stale),
             ("translation_flushes".to_owned(), counts.flushes),
             ("blocks_interpreted".to_owned(), counts.single),
+            ("page_rests".to_owned(), counts.rests),
             ("blocks_verified".to_owned(), counts.verified),
-            ("call_outs".to_owned(), self.sites.iter().map(|site| site.count).sum()),
+            ("call_outs".to_owned(), self.sites.iter().map(|site| u64::from(site.count)).sum()),
         ];
-        all.extend(self.most_interpreted());
+        all.extend(self.most_interpreted(memory));
         all
     }
 
-    fn most_interpreted(&self) -> Vec<(String, u64)> {
+    fn most_interpreted(&self, memory: &GuestMemory) -> Vec<(String, u64)> {
         let mut by_name: HashMap<String, u64> = HashMap::new();
         for site in self.sites.iter().filter(|site| site.count > 0) {
             let Some(unit) = self.units.get(site.unit as usize) else { continue };
-            let bytes = &unit.bytes[usize::from(site.offset)..];
-            let mut decoder = iced_x86::Decoder::new(u32::from(unit.code_size), bytes, 0);
+            let mut bytes = [0; LONGEST_INSN];
+            let room = bytes.len().min(PAGE - usize::from(site.offset));
+            if !unit.is_current()
+                || memory.read(unit.page + u64::from(site.offset), &mut bytes[..room]).is_err()
+            {
+                continue;
+            }
+            let mut decoder = iced_x86::Decoder::new(u32::from(unit.code_size), &bytes, 0);
             let instruction = decoder.decode();
-            let slow = if super::copy::is_known_form(&instruction) { "slow_" } else { "interpreted_" };
+            let slow = if super::copy::is_known_form(&instruction) || super::x87::is_known_form(&instruction)
+            {
+                "slow_"
+            } else {
+                "interpreted_"
+            };
             let name = format!("{slow}{:?}", instruction.mnemonic()).to_lowercase();
-            *by_name.entry(name).or_default() += site.count;
+            *by_name.entry(name).or_default() += u64::from(site.count);
         }
         let mut names: Vec<_> = by_name.into_iter().collect();
         names.sort_by_key(|&(_, count)| std::cmp::Reverse(count));

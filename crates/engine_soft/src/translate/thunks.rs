@@ -13,7 +13,7 @@ use super::asm::{Asm, RAX, S1, S2};
 use super::cache::CodeMemory;
 use super::operand::{HOST_OF, Place};
 use super::runtime;
-use super::shared::{ARGUMENT, HOST_MXCSR, MXCSR, OWN, VECTOR, YMM, home};
+use super::shared::{ARGUMENT, FIP, FPU, HOST_MXCSR, MXCSR, OWN, SPARE, VECTOR, X87, YMM, home};
 use std::io;
 
 /// Why translated code was left.
@@ -38,6 +38,8 @@ pub(super) enum Exit {
     Stop = 7,
     /// An instruction is complete; everything shall be looked at.
     Done = 8,
+    /// Not left: goes on at the outer entry in `Shared::spare`.
+    Goto = 9,
 }
 
 impl Exit {
@@ -66,6 +68,10 @@ pub(super) struct Thunks {
     pub call_note: u64,
     /// Makes the vector registers the guest's, or interprets the site in [`S2`]; the level is in [`S1`].
     pub call_vector: u64,
+    /// Makes the x87 registers the guest's, or interprets the site in [`S2`].
+    pub call_x87: u64,
+    /// Whether the host can.
+    pub x87: bool,
     /// Leaves with an exit's number in EAX's place: see [`Thunks::leave`].
     leave: [u64; 6],
 }
@@ -181,21 +187,81 @@ fn load_vectors(a: &mut Asm, avx: bool) {
     a.raw(&[0xc3]);
 }
 
-/// Calls `function` if the guest's vector registers are, or shall be, in the host's.
-fn call_if_vector(a: &mut Asm, function: u64) {
-    a.cmp_gs8(VECTOR, 0);
+/// `op gs:[offset]` for one of XSAVE64 (0F AE /4) and XRSTOR64 (/5), for the x87 only. Uses RAX and RDX.
+fn move_x87(a: &mut Asm, extension: u8) {
+    a.mov_imm32(RAX, 1);
+    a.mov_imm32(2, 0);
+    a.raw(&[0x65, 0x48, 0x0f, 0xae, extension << 3 | 4, 0x25]);
+    a.raw(&(FPU as u32).to_le_bytes());
+}
+
+/// A function that stores the guest's x87 registers, with the guest's pointers, and gives the host empty ones.
+fn save_x87(a: &mut Asm) {
+    const RCX: u8 = 1;
+    const RSI: u8 = 6;
+    const OPCODE: usize = FPU + 6;
+    const INSTRUCTION: usize = FPU + 8;
+    const DATA: usize = FPU + 16;
+    const COMPONENTS: usize = FPU + 512;
+    a.load_gs(RSI, DATA);
+    a.push_gs(OPCODE);
+    move_x87(a, 4);
+    a.store_gs(DATA, RSI);
+    pop(a, RCX);
+    // mov gs:[OPCODE], cx
+    a.raw(&[0x65, 0x66, 0x89, 0x0c, 0x25]);
+    a.raw(&(OPCODE as u32).to_le_bytes());
+    a.load_gs(RCX, FIP);
+    a.store_gs(INSTRUCTION, RCX);
+    // The image is to be loaded, even if all registers are empty.
+    a.store_gs(COMPONENTS, RAX);
+    // fninit; ret
+    a.raw(&[0xdb, 0xe3, 0xc3]);
+}
+
+/// A function that loads the guest's x87 registers.
+fn load_x87(a: &mut Asm) {
+    move_x87(a, 5);
+    a.raw(&[0xc3]);
+}
+
+/// Calls `function` if what `flag` tells of is, or shall be, in the host's registers.
+fn call_if(a: &mut Asm, flag: usize, function: u64) {
+    a.cmp_gs8(flag, 0);
     let without = a.label();
     a.jcc(super::asm::cc::E, without);
     a.call_to(function);
     a.bind(without);
 }
 
+/// Functions that store and load registers which are not always the guest's.
+struct Moves {
+    vectors: [u64; 2],
+    x87: Option<[u64; 2]>,
+}
+
+impl Moves {
+    fn save(&self, a: &mut Asm) {
+        call_if(a, VECTOR, self.vectors[0]);
+        if let Some([save, _]) = self.x87 {
+            call_if(a, X87, save);
+        }
+    }
+
+    fn load(&self, a: &mut Asm) {
+        call_if(a, VECTOR, self.vectors[1]);
+        if let Some([_, load]) = self.x87 {
+            call_if(a, X87, load);
+        }
+    }
+}
+
 /// A call of `function(cpu, S2, S1)`; goes on if it returns zero, else leaves with what it returned. Vector
 /// registers of the guest are stored before, and loaded again if `Shared::vector` says so afterwards.
-fn call(a: &mut Asm, function: u64, unwind: u64, vectors: [u64; 2]) {
+fn call(a: &mut Asm, function: u64, unwind: u64, moves: &Moves) {
     store_guest(a);
     add_rsp(a, -8);
-    call_if_vector(a, vectors[0]);
+    moves.save(a);
     a.mov(6, S2);
     a.mov(2, S1);
     a.load_gs(7, OWN);
@@ -205,11 +271,19 @@ fn call(a: &mut Asm, function: u64, unwind: u64, vectors: [u64; 2]) {
     add_rsp(a, 8);
     // test eax, eax
     a.raw(&[0x85, 0xc0]);
-    let leave = a.label();
-    a.jcc(super::asm::cc::NE, leave);
-    call_if_vector(a, vectors[1]);
+    let (leave, other) = (a.label(), a.label());
+    a.jcc(super::asm::cc::NE, other);
+    moves.load(a);
     load_guest(a);
     a.raw(&[0xc3]);
+    a.bind(other);
+    a.cmp_imm32(RAX, Exit::Goto as i32);
+    a.jcc(super::asm::cc::NE, leave);
+    add_rsp(a, 8);
+    moves.load(a);
+    load_guest(a);
+    a.load_gs(S1, SPARE);
+    a.jmp_reg(S1);
     a.bind(leave);
     // The return address into the block is not needed.
     add_rsp(a, 8);
@@ -228,18 +302,28 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
     save_vectors(&mut a, avx);
     let load_at = a.here();
     load_vectors(&mut a, avx);
-    let vectors = [save_at, load_at];
+    let x87 = is_x86_feature_detected!("xsave").then(|| {
+        let at = a.here();
+        save_x87(&mut a);
+        let load_at = a.here();
+        load_x87(&mut a);
+        [at, load_at]
+    });
+    thunks.x87 = x87.is_some();
+    let moves = Moves { vectors: [save_at, load_at], x87 };
     thunks.call_site = a.here();
-    call(&mut a, runtime::run_site as *const () as u64, unwind_at, vectors);
+    call(&mut a, runtime::run_site as *const () as u64, unwind_at, &moves);
     thunks.call_note = a.here();
-    call(&mut a, runtime::note_store as *const () as u64, unwind_at, vectors);
+    call(&mut a, runtime::note_store as *const () as u64, unwind_at, &moves);
     thunks.call_vector = a.here();
-    call(&mut a, runtime::want_vector as *const () as u64, unwind_at, vectors);
+    call(&mut a, runtime::want_vector as *const () as u64, unwind_at, &moves);
+    thunks.call_x87 = a.here();
+    call(&mut a, runtime::want_x87 as *const () as u64, unwind_at, &moves);
     for exit in [Exit::Lookup, Exit::Link, Exit::EventAtLink, Exit::InPage, Exit::Interpret] {
         thunks.leave[exit as usize] = a.here();
         a.store_gs(ARGUMENT, S2);
         store_guest(&mut a);
-        call_if_vector(&mut a, save_at);
+        moves.save(&mut a);
         a.mov_imm32(RAX, exit as u32);
         a.jmp_to(unwind_at);
     }

@@ -107,6 +107,7 @@ impl Builder<'_> {
 
     fn link(&mut self, at: u64, target: u16, flags: FlagHome) -> u32 {
         let links = &mut self.context.links;
+        let at = (at - self.context.memory_start) as u32;
         links.push(Link { unit: self.context.unit, target, at, flags });
         links.len() as u32 - 1
     }
@@ -124,6 +125,12 @@ impl Builder<'_> {
     /// Jumps to an address outside the page.
     pub fn jump_out(&mut self, target: i64) {
         self.save_flags();
+        self.in_page_address(target);
+        self.jump_cache(None);
+    }
+
+    /// Puts an address relative to the page into [`S1`].
+    pub fn in_page_address(&mut self, target: i64) {
         self.asm.load_gs(S1, RIP_PAGE);
         // Blocks are inside a page and displacements have 32 bits, so this fits but for a few targets next to
         // 2 GiB, for which the sum is made in two steps.
@@ -136,7 +143,6 @@ impl Builder<'_> {
                 self.asm.lea(S1, S1, rest as i32);
             }
         }
-        self.jump_cache(None);
     }
 
     /// Jumps to the linear address in [`S1`].
@@ -205,7 +211,7 @@ impl Builder<'_> {
     }
 
     /// Pushes the address of the next instruction.
-    fn push_return(&mut self, next: Next) {
+    fn push_return(&mut self) {
         let mut operand = self.check(&GuestAddress::based(RSP, -8), 8, Want::STORE);
         let scratch = self.free_scratch(&mut operand);
         self.asm.load_gs(scratch, RIP_PAGE);
@@ -214,13 +220,14 @@ impl Builder<'_> {
         self.asm.lea(super::asm::GUEST_RSP, super::asm::GUEST_RSP, -8);
         let site = self.site();
         if let Some(site) = self.context.sites.get_mut(site) {
-            site.next = next;
+            site.next = Next::Spare;
         }
         self.stored(&operand);
     }
 
     fn call(&mut self, target: i64) -> Result<After, Unknown> {
-        self.push_return(Next::InPage(target));
+        self.call = Some(target);
+        self.push_return();
         self.go_to(target);
         Ok(After::End)
     }
@@ -228,7 +235,7 @@ impl Builder<'_> {
     fn call_indirect(&mut self, i: &Instruction) -> Result<After, Unknown> {
         self.indirect_target(i)?;
         self.asm.store_gs(SPARE, S1);
-        self.push_return(Next::Spare);
+        self.push_return();
         self.asm.load_gs(S1, SPARE);
         let undo = Undo { site: self.site(), stack: 8 };
         self.jump_cache(Some(undo));

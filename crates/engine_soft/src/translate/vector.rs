@@ -106,7 +106,7 @@ impl Builder<'_> {
         self.clobbered();
         let back = self.asm.mark();
         let site = self.site();
-        self.cold.push(Cold::Vector { from, back, site, level });
+        self.cold.push(Cold::Vector { from, back, site, level, x87: self.x87_last });
         self.vector = level;
     }
 }

@@ -8,6 +8,7 @@
 
 use super::thunks::Exit;
 use crate::cpu::{Cpu, Stop};
+use crate::interp::x87::FpuState;
 use engine::VmExit;
 use x86::Exception;
 
@@ -29,6 +30,7 @@ struct Picture {
     flags: u64,
     ymm: [[u8; 32]; 16],
     mxcsr: u32,
+    fpu: FpuState,
     fault: Option<Exception>,
 }
 
@@ -49,7 +51,7 @@ impl Cpu {
         let mut regs = [0; 18];
         regs.copy_from_slice(&self.regs[..18]);
         let (ymm, mxcsr) = (self.vector.ymm, self.vector.mxcsr);
-        Picture { regs, flags: self.flags.bits(), ymm, mxcsr, fault }
+        Picture { regs, flags: self.flags.bits(), ymm, mxcsr, fpu: self.fpu.clone(), fault }
     }
 
     fn put_back(&mut self, before: &Picture) {
@@ -57,6 +59,7 @@ impl Cpu {
         self.flags.set_bits(before.flags);
         self.vector.ymm = before.ymm;
         self.vector.mxcsr = before.mxcsr;
+        self.fpu = before.fpu.clone();
     }
 
     /// Enters the code at `host`, a block of `insns` copied instructions, and compares it with the interpreter,
@@ -177,7 +180,7 @@ impl Cpu {
         let detail = format!(
             "A translated block differs from the interpreter at {:#x} (code {page:02x?}): memory {memory}, \
              before {:x?} flags {:x}, interpreter {:x?} flags {:x} fault {:?}, translator {:x?} flags {:x} fault \
-             {:?}, vectors equal: {}",
+             {:?}, vectors equal: {}, x87 equal: {}",
             before.regs[17],
             before.regs,
             before.flags,
@@ -188,6 +191,7 @@ impl Cpu {
             got.flags,
             got.fault,
             wanted.ymm == got.ymm && wanted.mxcsr == got.mxcsr,
+            wanted.fpu == got.fpu,
         );
         self.exit = Some(VmExit::Failed { detail });
         Stop::Exit

@@ -9,12 +9,17 @@ pub const FSW_BUSY: u16 = 1 << 15;
 /// FSW and FCW: the six exceptions.
 pub const EXCEPTIONS: u16 = 0x3f;
 
-/// The legacy region of an XSAVE area. Only its x87 part is live; MXCSR and the XMM registers are kept
+/// Bytes of the legacy region.
+const LEGACY: usize = 512;
+/// Bytes with the XSAVE header.
+const SIZE: usize = LEGACY + 64;
+
+/// The legacy region of an XSAVE area, and a header that says that the x87 is in it. Only its x87 part is live; MXCSR and the XMM registers are kept
 /// elsewhere, and MXCSR in here always has the host's value, so that the image can be loaded.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct FpuState {
-    bytes: [u8; 512],
+    bytes: [u8; SIZE],
 }
 
 /// Equal in what belongs to the x87: a stub leaves the host's vector registers in the rest of its image.
@@ -29,7 +34,8 @@ impl Eq for FpuState {}
 impl Default for FpuState {
     /// The state after FNINIT with empty registers.
     fn default() -> Self {
-        let mut image = FpuState { bytes: [0; 512] };
+        let mut image = FpuState { bytes: [0; SIZE] };
+        image.bytes[LEGACY] = 1;
         image.set_fcw(0x37f);
         image.bytes[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
         image

@@ -155,6 +155,8 @@ fn a_full_cache_is_emptied_and_filled_again() {
         for _ in 0..40 {
             code.extend_from_slice(&[0x48, 0x83, 0xc0, 1]);
         }
+        // The page shall not rest.
+        cpu.translator.as_mut().expect("was enabled").pages.clear();
         code.push(0xf4);
         cpu.memory.write(CODE, &code).expect("is RAM");
         cpu.restore(&start).expect("the state is legal");
@@ -163,4 +165,37 @@ fn a_full_cache_is_emptied_and_filled_again() {
     }
     let counts = cpu.translator.as_ref().map(|translator| translator.counts).unwrap_or_default();
     assert!(counts.flushes > 0, "{counts:?}");
+}
+
+#[test]
+fn code_that_rewrites_its_own_page_is_not_translated_again_and_again() {
+    let mut pair = pair();
+    // add [rax], al up to the end of the page, then over it; RAX points into the page.
+    let mut code = vec![0; 0x1000];
+    code.extend_from_slice(&[0xff, 0xc9, 0x0f, 0x85, 0xf8, 0xef, 0xff, 0xff, 0xf4]);
+    let mut state = harness::long_state();
+    state.gprs[0] = CODE | 1 << 8;
+    state.gprs[1] = 3;
+    assert_eq!(run_both(&mut pair, &code, &state), VmExit::Halted);
+    let counts = pair[1].translator.as_ref().map(|translator| translator.counts).unwrap_or_default();
+    assert!(counts.rests > 1000 && counts.blocks < 200, "{counts:?}");
+}
+
+#[test]
+fn a_page_that_no_longer_changes_is_translated_again() {
+    let [_, mut cpu] = pair();
+    let start = harness::long_state();
+    // mov [rip + 1], cl; mov eax, CL; add edx, eax; dec ecx; jne back; then a loop of a million; hlt
+    let code = [
+        0x88, 0x0d, 0x01, 0, 0, 0, 0xb8, 0, 0, 0, 0, 0x01, 0xc2, 0xff, 0xc9, 0x75, 0xef, 0xb9, 0x40, 0x42,
+        0x0f, 0, 0x01, 0xc2, 0xff, 0xc9, 0x75, 0xfa, 0xf4,
+    ];
+    cpu.memory.write(CODE, &code).expect("is RAM");
+    let mut state = start;
+    (state.gprs[1], state.gprs[2]) = (200, 0);
+    cpu.restore(&state).expect("the state is legal");
+    assert_eq!(cpu.run(&NoDevices, None), VmExit::Halted);
+    assert_eq!(cpu.gpr(2), (1..=200).sum::<u64>() + 1_000_000, "each round ran what it had written");
+    let counts = cpu.translator.as_ref().map(|translator| translator.counts).unwrap_or_default();
+    assert!(counts.rests > 0 && counts.single < 10_000, "{counts:?}");
 }

@@ -1,9 +1,11 @@
 //! Translated code against the interpreter: random programs, from the same state, to the same end.
 
+mod golden;
 mod hostile;
 
 use crate::cpu::Cpu;
 use crate::interp::harness::{self, CODE, DATA, STACK, UNMAPPED};
+use crate::interp::x87::FpuState;
 use engine::{VcpuIo, VmExit};
 use iced_x86::Formatter;
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, OpCodeOperandKind as Kind, Register};
@@ -61,100 +63,23 @@ fn codes() -> Vec<Code> {
     use iced_x86::Mnemonic as M;
     let wanted = |code: &Code| {
         let info = code.op_code();
+        let more = matches!(
+            code.mnemonic(),
+            M::Div
+                | M::Idiv
+                | M::Push
+                | M::Pop
+                | M::Leave
+                | M::Nop
+                | M::Cld
+                | M::Pushfq
+                | M::Movsb
+                | M::Stosq
+                | M::Lodsd
+        );
         info.mode64()
             && matches!(info.encoding(), iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX)
-            && matches!(
-                code.mnemonic(),
-                M::Mov
-                    | M::Movzx
-                    | M::Movsx
-                    | M::Movsxd
-                    | M::Lea
-                    | M::Add
-                    | M::Or
-                    | M::Adc
-                    | M::Sbb
-                    | M::And
-                    | M::Sub
-                    | M::Xor
-                    | M::Cmp
-                    | M::Test
-                    | M::Inc
-                    | M::Dec
-                    | M::Neg
-                    | M::Not
-                    | M::Shl
-                    | M::Shr
-                    | M::Sar
-                    | M::Rol
-                    | M::Ror
-                    | M::Rcl
-                    | M::Rcr
-                    | M::Shld
-                    | M::Shrd
-                    | M::Imul
-                    | M::Mul
-                    | M::Div
-                    | M::Idiv
-                    | M::Bt
-                    | M::Bts
-                    | M::Btr
-                    | M::Btc
-                    | M::Bswap
-                    | M::Cbw
-                    | M::Cwde
-                    | M::Cdqe
-                    | M::Cwd
-                    | M::Cdq
-                    | M::Cqo
-                    | M::Xchg
-                    | M::Xadd
-                    | M::Cmpxchg
-                    | M::Cmpxchg8b
-                    | M::Cmpxchg16b
-                    | M::Lahf
-                    | M::Sahf
-                    | M::Clc
-                    | M::Stc
-                    | M::Cmc
-                    | M::Movbe
-                    | M::Crc32
-                    | M::Popcnt
-                    | M::Lzcnt
-                    | M::Tzcnt
-                    | M::Andn
-                    | M::Bextr
-                    | M::Blsi
-                    | M::Blsr
-                    | M::Blsmsk
-                    | M::Bzhi
-                    | M::Mulx
-                    | M::Pdep
-                    | M::Pext
-                    | M::Rorx
-                    | M::Sarx
-                    | M::Shlx
-                    | M::Shrx
-                    | M::Adcx
-                    | M::Adox
-                    | M::Cmovb
-                    | M::Cmovle
-                    | M::Cmovs
-                    | M::Cmovne
-                    | M::Setb
-                    | M::Setle
-                    | M::Setp
-                    | M::Seto
-                    | M::Push
-                    | M::Pop
-                    | M::Leave
-                    | M::Nop
-                    | M::Cld
-                    | M::Pushfq
-                    | M::Movsb
-                    | M::Stosq
-                    | M::Lodsd
-            )
+            && (super::copy::is_integer(code.mnemonic()) || more)
     };
     Code::values().filter(wanted).filter(|code| !skipped(*code)).collect()
 }
@@ -186,6 +111,19 @@ impl Masked for Code {
     }
 }
 
+/// x87 instructions, those that load and store whole environments left out.
+fn x87_codes() -> Vec<Code> {
+    let wanted = |code: &Code| {
+        let info = code.op_code();
+        let value = if info.op_code_len() == 2 { info.op_code() >> 8 } else { info.op_code() };
+        let name = format!("{code:?}");
+        let whole = ["env", "rstor", "save"].iter().any(|part| name.to_lowercase().contains(part));
+        let escape = (0xd8..=0xdf).contains(&value) && info.table() == iced_x86::OpCodeTableKind::Normal;
+        info.mode64() && escape && info.encoding() == iced_x86::EncodingKind::Legacy && !whole
+    };
+    Code::values().filter(wanted).filter(|code| !skipped(*code)).collect()
+}
+
 /// Far, segment, control and debug registers, and absolute addresses.
 fn skipped(code: Code) -> bool {
     let info = code.op_code();
@@ -200,6 +138,8 @@ enum Class {
     Vector(u32),
     VectorOrMemory(u32),
     Immediate,
+    /// ST(i).
+    Stack,
     Implied,
 }
 
@@ -230,6 +170,8 @@ fn operand_class(kind: Kind) -> Option<Class> {
         | Kind::imm32
         | Kind::imm32sex64
         | Kind::imm64 => Class::Immediate,
+        Kind::st0 => Class::Stack,
+        Kind::sti_opcode => Class::Stack,
         Kind::al
         | Kind::cl
         | Kind::ax
@@ -312,6 +254,11 @@ fn instruction(random: &mut Random, codes: &[Code]) -> Option<Vec<u8>> {
                 let first = if size == 32 { Register::YMM0 } else { Register::XMM0 };
                 i.set_op_kind(at, iced_x86::OpKind::Register);
                 i.set_op_register(at, first + random.below(16) as u32);
+            }
+            Class::Stack => {
+                let number = if info.op_kind(at) == Kind::st0 { 0 } else { random.below(8) as u32 };
+                i.set_op_kind(at, iced_x86::OpKind::Register);
+                i.set_op_register(at, Register::ST0 + number);
             }
             Class::Immediate => {
                 let kind = immediate_kind(info.op_kind(at));
@@ -454,6 +401,16 @@ fn run(cpu: &mut Cpu, state: &x86::CpuState, seed: u64) -> VmExit {
             lane.copy_from_slice(&value.to_le_bytes());
         }
     }
+    // Two registers are empty; the other ones hold numbers.
+    cpu.fpu = FpuState::default();
+    cpu.fpu.set_fsw((random.below(8) as u16) << 11);
+    cpu.fpu.set_abridged_tags(!9_u8.rotate_left(random.below(8) as u32));
+    for index in 0..8 {
+        let mut value = [0; 10];
+        value[..8].copy_from_slice(&(random.next() | 1 << 63).to_le_bytes());
+        value[8..].copy_from_slice(&(0x3ff0 + random.below(0x30) as u16).to_le_bytes());
+        cpu.fpu.set_st(index, &value);
+    }
     cpu.run(&NoDevices, None)
 }
 
@@ -478,6 +435,7 @@ fn compare(case: u64, code: &[u8], from: &x86::CpuState, pair: [&Cpu; 2], exits:
     assert_eq!(format!("{:x}", wanted.rflags), format!("{:x}", got.rflags), "flags {}", show());
     assert_eq!(wanted.cr2, got.cr2, "CR2 {}", show());
     assert_eq!(pair[0].vector.mxcsr, pair[1].vector.mxcsr, "MXCSR {}", show());
+    assert_eq!(pair[0].fpu.x87_bytes(), pair[1].fpu.x87_bytes(), "x87 {}", show());
     for number in 0..16 {
         assert_eq!(pair[0].vector.ymm[number], pair[1].vector.ymm[number], "YMM{number} {}", show());
     }
@@ -508,6 +466,8 @@ fn differential(cases: u64, seed: u64, codes: &[Code]) {
             memory.write(DATA, &data).expect("is RAM");
             memory.write(STACK - 0x100, &data[..0x200]).expect("is RAM");
         }
+        // The page of the last program shall not rest.
+        translated.translator.as_mut().expect("was enabled").pages.clear();
         let seed = random.next();
         let exits = [run(&mut interpreted, &from, seed), run(&mut translated, &from, seed)];
         faults += u64::from(exits[0] != VmExit::Halted);
@@ -540,4 +500,30 @@ fn random_vector_programs_end_as_in_the_interpreter() {
     assert!(all.len() > 800, "{} codes", all.len());
     all.extend(codes().into_iter().step_by(4));
     differential(6000, 0x7777_5678_9abc_def1, &all);
+}
+
+#[test]
+fn random_x87_programs_end_as_in_the_interpreter() {
+    let mut all = x87_codes();
+    assert!(all.len() > 100, "{} codes", all.len());
+    all.extend(codes().into_iter().step_by(7));
+    all.extend(vector_codes().into_iter().step_by(40));
+    differential(6000, 0x3333_5678_9abc_def1, &all);
+}
+
+#[test]
+fn unmasked_x87_exceptions_are_the_guests() {
+    let mut pair = [(); 2].map(|()| harness::cpu());
+    pair[1].enable_translation(Default::default()).expect("the host has memory");
+    // fldz; fld1; push 0x37b; fldcw [rsp]; fdiv st0, st1; fld1; hlt: zero divide is unmasked, FLD1 reports it.
+    let code = [0xd9, 0xee, 0xd9, 0xe8, 0x68, 0x7b, 3, 0, 0, 0xd9, 0x2c, 0x24, 0xd8, 0xf1, 0xd9, 0xe8, 0xf4];
+    let state = harness::long_state();
+    let exits = [0, 1].map(|index: usize| {
+        pair[index].memory.write(CODE, &code).expect("is RAM");
+        pair[index].restore(&state).expect("the state is legal");
+        pair[index].run(&NoDevices, None)
+    });
+    assert_ne!(exits[0], VmExit::Halted, "there is no handler");
+    let [a, b] = &pair;
+    compare(0, &code, &state, [a, b], exits);
 }

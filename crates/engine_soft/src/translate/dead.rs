@@ -1,0 +1,178 @@
+//! Flags that nobody will see.
+//!
+//! Flags must be exact wherever the interpreter may be called: at every memory operand, every store. Two things can be
+//! told from the instructions that follow in the block, up to one that replaces all flags:
+//! * Nothing is called on the way: then nobody sees what the flags are in between, and an instruction that changes
+//!   some of them does not need the others.
+//! * Something may be called, but the operands of the instruction that made the flags are still there on the way:
+//!   then flags need not be saved before a check destroys them. The side way makes them again, see [`Remake`].
+
+use super::asm::{S1, S2};
+use super::block::Builder;
+use super::flags::{FlagUse, flag_use};
+use super::memory::GuestAddress;
+use super::operand::{self, Place};
+use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpAccess, OpKind, Register};
+
+/// How far to look ahead, in instructions.
+const HORIZON: usize = 24;
+
+/// How flags are made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remake {
+    /// By the same instruction: it wrote no register.
+    Again(Instruction),
+    /// By the inverse and then the same instruction.
+    InverseFirst(Instruction),
+    /// By a test of the result, in a host register, of a number of bytes.
+    Test(u8, u8),
+}
+
+/// Whether an instruction may call the interpreter or report a store.
+fn may_call(i: &Instruction) -> bool {
+    let memory = (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Memory);
+    memory && !matches!(i.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) || i.is_stack_instruction()
+}
+
+/// How the flags that `i` has made can be made again, and from which registers.
+fn remake_of(i: &Instruction) -> Option<(Remake, [Register; 2])> {
+    use Mnemonic as M;
+    let repeated = i.has_rep_prefix() || i.has_repne_prefix() || i.segment_prefix() != Register::None;
+    if i.op_count() == 0 || i.op0_kind() != OpKind::Register || repeated {
+        return None;
+    }
+    let to = i.op0_register();
+    let register = |register: Register| register.is_gpr() && !operand::is_high_byte(register);
+    let Place::Host(host) = operand::place(to) else { return None };
+    if !register(to) {
+        return None;
+    }
+    if matches!(i.mnemonic(), M::And | M::Or | M::Xor) {
+        return Some((Remake::Test(host, to.size() as u8), [to.full_register(), Register::None]));
+    }
+    let from = match (i.op_count(), i.op_kind(1)) {
+        (1, _) => Register::None,
+        (2, OpKind::Register) if register(i.op1_register()) => i.op1_register(),
+        (2, OpKind::Memory | OpKind::Register) => return None,
+        _ => Register::None,
+    };
+    if from != Register::None && operand::place(from) == Place::Home {
+        return None;
+    }
+    let inputs = [to.full_register(), from.full_register()];
+    let same = from.full_register() == to.full_register();
+    let remake = match i.mnemonic() {
+        M::Cmp | M::Test => Remake::Again(*i),
+        M::Add | M::Sub if !same && i.op_count() == 2 => Remake::InverseFirst(*i),
+        M::Neg if i.op_count() == 1 => Remake::InverseFirst(*i),
+        _ => return None,
+    };
+    Some((remake, inputs))
+}
+
+impl Builder<'_> {
+    /// Whether an instruction is certainly copied, and is no vector instruction.
+    fn is_surely_copied(&mut self, i: &Instruction) -> bool {
+        if i.is_stack_instruction() {
+            return matches!(i.code(), Code::Push_r64 | Code::Pop_r64);
+        }
+        let form = super::copy::is_known(self.context.system, i)
+            && !matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
+            && (i.mnemonic() != Mnemonic::Lea || i.op0_register().size() >= 4);
+        let memory = (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Memory);
+        if !form || memory && GuestAddress::of(i).is_err() {
+            return false;
+        }
+        let access = self.accesses(i);
+        let access = |at: u32| access.get(at as usize).copied().unwrap_or(OpAccess::None);
+        operand::homed(i, access).is_some_and(|homed| homed.len() <= 1)
+    }
+
+    /// Whether all flags are replaced behind the current instruction before anybody can see them.
+    pub fn flags_are_dead(&mut self) -> bool {
+        if self.instructions.get(self.index).is_none_or(|i| may_call(i) || i.rflags_read() != 0) {
+            return false;
+        }
+        for at in self.index + 1..self.instructions.len().min(self.index + HORIZON) {
+            let i = self.instructions[at];
+            if may_call(&i) || i.rflags_read() != 0 || !self.is_surely_copied(&i) {
+                return false;
+            }
+            if flag_use(&i) == FlagUse::Replaces {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// How the flags in RFLAGS can be made again as long as somebody could see them, if they can.
+    pub fn find_remake(&mut self) -> Option<Remake> {
+        let made = self.made?;
+        let (remake, inputs) = remake_of(self.instructions.get(made)?)?;
+        let mut changed = (made + 1..self.index).any(|at| self.writes_any(at, inputs));
+        for at in self.index..self.instructions.len().min(self.index + HORIZON) {
+            let i = self.instructions[at];
+            if i.rflags_read() != 0 || !self.is_surely_copied(&i) || may_call(&i) && changed {
+                return None;
+            }
+            match flag_use(&i) {
+                FlagUse::Replaces => return Some(remake),
+                FlagUse::None => {}
+                FlagUse::Reads | FlagUse::Changes => return None,
+            }
+            changed |= self.writes_any(at, inputs);
+            if may_call(&i) && changed {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Whether an instruction of the block writes one of two registers.
+    fn writes_any(&mut self, at: usize, registers: [Register; 2]) -> bool {
+        let info = self.info.info(&self.instructions[at]);
+        info.used_registers().iter().any(|used| {
+            operand::writes(used.access()) && registers.contains(&used.register().full_register())
+        })
+    }
+
+    /// Makes the flags again, and saves them. Uses [`S2`].
+    pub fn emit_remake(&mut self, remake: &Remake) {
+        match remake {
+            Remake::Again(i) => self.emit_renamed(i, false),
+            Remake::InverseFirst(i) => {
+                self.emit_renamed(i, i.mnemonic() != Mnemonic::Neg);
+                self.emit_renamed(i, false);
+            }
+            Remake::Test(host, size) => {
+                let rex = 0x40 | u8::from(*size == 8) << 3 | (host >> 3) << 2 | host >> 3;
+                if *size == 2 {
+                    self.asm.raw(&[0x66]);
+                }
+                let opcode = if *size == 1 { 0x84 } else { 0x85 };
+                self.asm.raw(&[rex, opcode, 0xc0 | (host & 7) << 3 | host & 7]);
+            }
+        }
+        self.emit_save();
+    }
+
+    /// Encodes an instruction on registers with those of the host, or, for ADD and SUB, its inverse.
+    fn emit_renamed(&mut self, i: &Instruction, inverse: bool) {
+        let mut renamed = *i;
+        operand::rename(&mut renamed, &[], &[S1, S2]);
+        let mut encoder = Encoder::new(64);
+        let Ok(len) = encoder.encode(&renamed, 0) else {
+            self.asm.raw(&[0x0f, 0x0b]);
+            return;
+        };
+        let mut bytes = encoder.take_buffer();
+        if inverse {
+            // The opcode is behind the prefixes; groups have the operation in ModRM. ADD is 0, SUB is 5.
+            let opcode = bytes.iter().position(|byte| !matches!(byte, 0x66 | 0x40..=0x4f)).unwrap_or(0);
+            let at = if matches!(bytes[opcode], 0x80..=0x83) { opcode + 1 } else { opcode };
+            bytes[at] ^= 5 << 3;
+        }
+        debug_assert_eq!(len, bytes.len(), "one instruction was encoded");
+        self.asm.raw(&bytes);
+    }
+}
