@@ -37,7 +37,7 @@ static mut CHILD: Child =
 const PATIENCE: libc::suseconds_t = 400_000;
 
 /// Top of the stack that the frame of IRETQ is on: bits 16–31 are zero.
-pub(crate) const FRAME_STACK: u64 = 0x7_0000_0800;
+pub(crate) const FRAME_STACK: u64 = 0x2d6b_0000_0800;
 
 /// Executes cases natively.
 pub struct Native {

@@ -111,8 +111,14 @@ fn elements<const SIZE: usize>(instruction: &Instruction, insn: &mut Insn, store
     if store { store_elements::<SIZE> } else { load_elements::<SIZE> }
 }
 
-/// Offsets, from the start of the vector, of elements whose mask is set. The operand is one piece: its elements do not wrap
-/// at a small address size.
+/// Offset of an element. The operand is one piece: it does not wrap at the address size, only, outside of 64-bit mode,
+/// at 4 GiB.
+fn element(cpu: &Cpu, base: u64, at: usize) -> u64 {
+    let offset = base.wrapping_add(at as u64);
+    if cpu.long64 { offset } else { offset & 0xffff_ffff }
+}
+
+/// Offsets, from the start of the vector, of elements whose mask is set.
 fn selected<const SIZE: usize>(mask: &[u8; 32], length: u8) -> impl Iterator<Item = usize> + use<'_, SIZE> {
     (0..usize::from(length.min(32))).step_by(SIZE).filter(|at| mask[at + SIZE - 1] & 0x80 != 0)
 }
@@ -130,7 +136,7 @@ fn span<const SIZE: usize>(
     let ends = [first, elements.last().unwrap_or(first) + SIZE - 1];
     if cpu.long64 {
         for at in ends {
-            cpu.linear_of(insn.segment, base.wrapping_add(at as u64), 1, false)?;
+            cpu.linear_of(insn.segment, element(cpu, base, at), 1, false)?;
         }
     }
     Ok(Some(ends))
@@ -143,7 +149,7 @@ fn load_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     span::<SIZE>(cpu, insn, base, &mask)?;
     let mut value = [0; 32];
     for at in selected::<SIZE>(&mask, insn.extra) {
-        let offset = base.wrapping_add(at as u64);
+        let offset = element(cpu, base, at);
         let element = cpu.without_alignment(|cpu| cpu.load::<[u8; SIZE]>(insn.segment, offset))?;
         value[at..at + SIZE].copy_from_slice(&element);
     }
@@ -160,7 +166,8 @@ fn store_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     for at in selected::<SIZE>(&mask, insn.extra) {
         let mut element = [0; SIZE];
         element.copy_from_slice(&data[at..at + SIZE]);
-        cpu.without_alignment(|cpu| cpu.store(insn.segment, base.wrapping_add(at as u64), element))?;
+        let offset = self::element(cpu, base, at);
+        cpu.without_alignment(|cpu| cpu.store(insn.segment, offset, element))?;
     }
     Ok(())
 }
@@ -174,7 +181,7 @@ fn probe_selected<const SIZE: usize>(
     mask: &[u8; 32],
 ) -> Result<(), Fault> {
     for at in span::<SIZE>(cpu, insn, base, mask)?.into_iter().flatten() {
-        cpu.probe(insn.segment, base.wrapping_add(at as u64), 1, true)?;
+        cpu.probe(insn.segment, element(cpu, base, at), 1, true)?;
     }
     Ok(())
 }
