@@ -9,6 +9,7 @@
 //! a panic.
 
 pub mod bus;
+pub mod exercise;
 pub mod irq;
 pub mod pci;
 pub mod save;

@@ -8,6 +8,7 @@ mod rigs;
 
 pub use rigs::*;
 
+use device::exercise::{Program, noise};
 use device::{Device, Record};
 use guest_clock::{Clock, ManualClock, TimerQueue};
 use parking_lot::Mutex;
@@ -50,33 +51,18 @@ pub type Build = fn() -> Rig;
 /// What the guest sees while a program runs.
 pub type Answers = Vec<[u8; 8]>;
 
-/// Reads a program as it goes; past its end everything is zero.
-struct Program<'a>(&'a [u8]);
-
-impl Program<'_> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().map_or((0, self.0), |(first, rest)| (*first, rest));
-        self.0 = rest;
-        first
-    }
-
-    fn number(&mut self, bytes: usize) -> u64 {
-        (0..bytes).fold(0, |number, _| number << 8 | u64::from(self.byte()))
-    }
-}
-
 impl Rig {
     /// Runs a program; answers what its reads read.
     pub fn run(&self, program: &[u8]) -> Answers {
-        let mut program = Program(program);
+        let mut program = Program::new(program);
         let mut answers = Vec::new();
-        while !program.0.is_empty() {
+        while !program.is_empty() {
             self.step(&mut program, &mut answers);
         }
         answers
     }
 
-    fn step(&self, program: &mut Program, answers: &mut Answers) {
+    fn step(&self, program: &mut Program<'_>, answers: &mut Answers) {
         let Some(chip) = self.devices.first() else { return };
         let code = program.byte();
         let width = 1_usize << (code >> 4 & 3);
@@ -152,17 +138,10 @@ pub fn check(build: Build, program: &[u8]) {
     original.run(before);
 }
 
-/// Bytes that look random, the same for the same seed (SplitMix64). Half of them are small, as register numbers are.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    };
+/// A program of random bytes. Half of them are small, as register numbers are.
+pub fn random_program(seed: u64, len: usize) -> Vec<u8> {
     let byte = |random: u64| if random & 0x100 != 0 { random as u8 } else { random as u8 & 0x0f };
-    (0..len).map(|_| byte(next())).collect()
+    noise(seed).map(byte).take(len).collect()
 }
 
 #[cfg(test)]
@@ -174,7 +153,7 @@ mod tests {
         let rounds = std::env::var("CHIPSET_FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
         for (name, build) in CHIPS {
             for seed in 0..rounds.unwrap_or(300) {
-                let program = noise(seed, 600);
+                let program = random_program(seed, 600);
                 let result = std::panic::catch_unwind(|| check(build, &program));
                 assert!(result.is_ok(), "{name} fails with seed {seed}");
             }
@@ -188,7 +167,7 @@ mod tests {
             std::thread::scope(|scope| {
                 for seed in 0..4 {
                     let rig = &rig;
-                    scope.spawn(move || rig.run(&noise(seed, 20_000)));
+                    scope.spawn(move || rig.run(&random_program(seed, 20_000)));
                 }
             });
             let saved = rig.save();

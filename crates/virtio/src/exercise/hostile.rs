@@ -5,37 +5,24 @@
 //! answers alike.
 
 use super::rigs::Build;
-use super::{Bench, Wish, noise};
+use super::{Bench, Wish};
 use crate::pci::bits::{BAR_SIZE, COMMON, DEVICE, NOTIFY};
 use device::Device;
+use device::exercise::{Program, noise};
 use device::pci::PciFunction;
 
 /// Batches after each step: a ring that the device's own writes keep filling never ends.
 const BATCHES: usize = 40;
 const RINGS: u64 = 0x1000;
 
-struct Program<'a>(&'a [u8]);
-
-impl Program<'_> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().map_or((0, self.0), |(first, rest)| (*first, rest));
-        self.0 = rest;
-        first
-    }
-
-    fn number(&mut self, bytes: usize) -> u64 {
-        (0..bytes).fold(0, |number, _| number << 8 | u64::from(self.byte()))
-    }
-
-    /// An address: mostly in the rings or near them, sometimes anywhere.
-    fn address(&mut self) -> u64 {
-        match self.byte() & 7 {
-            0..=3 => RINGS + self.number(2) % 0x3000,
-            4 => 0x1_0000 + self.number(2) * 8,
-            5 => super::bench::RAM[0].1.wrapping_sub(self.number(1)),
-            6 => super::bench::RAM[1].0 + self.number(2),
-            _ => u64::MAX - self.number(2),
-        }
+/// An address: mostly in the rings or near them, sometimes anywhere.
+fn address(program: &mut Program<'_>) -> u64 {
+    match program.byte() & 7 {
+        0..=3 => RINGS + program.number(2) % 0x3000,
+        4 => 0x1_0000 + program.number(2) * 8,
+        5 => super::bench::RAM[0].1.wrapping_sub(program.number(1)),
+        6 => super::bench::RAM[1].0 + program.number(2),
+        _ => u64::MAX - program.number(2),
     }
 }
 
@@ -65,7 +52,7 @@ fn step(bench: &Bench, program: &mut Program<'_>, answers: &mut Vec<u64>) {
         // A descriptor, with small numbers for flags.
         13..=20 => {
             let at = RINGS + program.number(1) % 4 * 0x1000 + 16 * (program.number(1) % 8);
-            let piece = super::Piece { address: program.address(), len: length(program), writable: false };
+            let piece = super::Piece { address: address(program), len: length(program), writable: false };
             let (low, high) = (program.number(2) & 0x808f, program.number(2) & 0x808f);
             super::put_descriptor(&bench.memory, at, &piece, low as u16, high as u16);
         }
@@ -118,9 +105,9 @@ fn start(bench: &Bench, program: &mut Program<'_>) -> Vec<super::DriverQueue> {
 
 /// Runs a program; answers what it read.
 pub fn run(bench: &Bench, program: &[u8]) -> Vec<u64> {
-    let mut program = Program(program);
+    let mut program = Program::new(program);
     let mut answers = Vec::new();
-    while !program.0.is_empty() {
+    while !program.is_empty() {
         step(bench, &mut program, &mut answers);
     }
     answers
@@ -132,7 +119,7 @@ pub fn run(bench: &Bench, program: &[u8]) -> Vec<u64> {
 /// If something is not as it must be: that is what it is for.
 pub fn check(build: Build, program: &[u8]) {
     let bench = Bench::new(build(), false);
-    start(&bench, &mut Program(&[program.first().copied().unwrap_or_default()]));
+    start(&bench, &mut Program::new(&[program.first().copied().unwrap_or_default()]));
     run(&bench, program);
     let copy = bench.moved(build(), false);
     for offset in (0..BAR_SIZE).step_by(4).filter(|offset| offset & 0xfff < 0x100) {
@@ -142,7 +129,7 @@ pub fn check(build: Build, program: &[u8]) {
     copy.function.reset();
     assert_eq!(copy.status(), 0);
     // And it still works for a driver that keeps the rules.
-    let queues = start(&copy, &mut Program(&[]));
+    let queues = start(&copy, &mut Program::new(&[]));
     assert!(queues.iter().all(|queue| queue.ring.places().descriptors >= RINGS));
     assert_eq!(copy.status() & 0x4f, 0x0f);
 }

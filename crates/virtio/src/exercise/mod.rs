@@ -87,14 +87,3 @@ fn put_descriptor(memory: &GuestMemory, at: u64, piece: &Piece, low: u16, high: 
     put(memory, at + 12, &low.to_le_bytes());
     put(memory, at + 14, &high.to_le_bytes());
 }
-
-/// Bytes that look random, the same for the same seed (SplitMix64).
-pub fn noise(seed: u64) -> impl Iterator<Item = u64> {
-    let mut state = seed;
-    std::iter::repeat_with(move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    })
-}

@@ -1,7 +1,8 @@
 //! The device's side against drivers written from the specification, and against rings that keep no rule.
 
 use super::*;
-use crate::exercise::{DriverRing, PackedDriver, Piece, RingPlaces, SplitDriver, noise, put};
+use crate::exercise::{DriverRing, PackedDriver, Piece, RingPlaces, SplitDriver, put};
+use device::exercise::noise;
 use guest_memory::GuestMemory;
 use proptest::prelude::*;
 use std::collections::VecDeque;
