@@ -21,6 +21,7 @@
 //! refusal says which file, what is wrong with it, and what would be right.
 
 pub mod acpi;
+mod bios;
 pub mod bzimage;
 pub mod elf;
 mod entry;
@@ -125,6 +126,7 @@ impl<'a> Prepared<'a> {
             return Err(LoadError::MemoryTooSmall { needed: layout::MIN_RAM, size: low_end });
         }
         let map = memory_map::build(memory, layout);
+        bios::write(memory, layout)?;
         let after = smbios::write(memory, layout::TABLES_START)?;
         let (rsdp, tables_end) = acpi::write(memory, layout, after)?;
         Ok(Prepared { memory, boot, map, low_end, rsdp, tables_end })

@@ -44,6 +44,12 @@ impl Material {
         self.guests.join("initramfs.cpio.gz")
     }
 
+    /// Debian's Xen, a multiboot kernel.
+    #[must_use]
+    pub fn xen(&self) -> PathBuf {
+        self.guests.join("xen")
+    }
+
     /// A sparse copy of the Debian disk, for one test to write to.
     ///
     /// # Errors

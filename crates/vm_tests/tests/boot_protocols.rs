@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use vm_tests::{Material, TestVm};
+use vm_tests::{Material, Signal, TestVm};
 
 /// Seconds a boot may take on a busy machine; well beyond what it needs.
 const BOOT: u64 = 300;
@@ -142,5 +142,35 @@ fn a_multiboot_kernel_sees_what_the_specification_says() -> Result<()> {
         .map(|range| range[1].clone().unwrap_or_default())
         .sum();
     assert_eq!(usable, 0x9_fc00 + (63 << 20), "{said}");
+    Ok(())
+}
+
+/// A multiboot kernel that is not ours, with Debian's kernel as its module: Xen finds processor, tables, timers and
+/// interrupts, and starts the kernel as its first guest.
+#[test]
+fn xen_starts_and_starts_its_first_guest() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    if !material.xen().is_file() {
+        eprintln!("skipped: no xen beside the other guest material; `cargo xtask guests` fetches it");
+        return Ok(());
+    }
+    let mut command = material.command(&["run", "--engine", "software", "--memory", "512M"]);
+    command.arg("--kernel").arg(material.xen()).arg("--initrd").arg(material.kernel());
+    // There is no BIOS to be called in real mode.
+    command.args(["--append", "com1=115200,8n1 console=com1 loglvl=all no-real-mode dom0_mem=256M"]);
+    let mut vm = TestVm::start(command)?;
+    for said in [
+        "(XEN) Bootloader: Vireo",
+        "Platform timer is 100.000MHz HPET",
+        "ENABLING IO-APIC IRQs",
+        "Brought up 1 CPUs",
+        "*** Building a PV Dom0 ***",
+        // The first words of the kernel itself.
+        "mapping kernel into physical memory",
+    ] {
+        vm.wait_for(said, BOOT)?;
+    }
+    vm.signal(Signal::INT)?;
+    assert_eq!(vm.wait(60)?.code, Some(10));
     Ok(())
 }

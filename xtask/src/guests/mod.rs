@@ -3,6 +3,7 @@
 //! | artefact | from | for |
 //! |---|---|---|
 //! | `vmlinuz` | the kernel package behind `linux-image-cloud-amd64` | everything |
+//! | `xen` | the hypervisor package behind `xen-system-amd64` | a multiboot kernel that is not ours |
 //! | `initramfs.cpio.gz` | busybox, the kernel's modules, `init.sh`, our guest program | tests, benchmarks, and to reach the disk |
 //! | `bench-program` | `crates/vm_tests/guest/bench/` | the rows of `cargo xtask bench cpu`, in guests and on the host |
 //! | `guest-program` | `crates/vm_tests/guest/` | run in the guest and on the host: same results wanted |
@@ -72,6 +73,7 @@ pub fn prepare(refresh: bool) -> Result<Guests> {
         std::fs::create_dir_all(&folder)?;
     }
     let kernel = packages::kernel(&folder)?;
+    packages::xen(&folder)?;
     let busybox = packages::busybox(&folder)?;
     let programs = [
         ("vireo_guest", static_program(GUEST_PROGRAM, &folder.join("guest-program"))?),

@@ -1,4 +1,4 @@
-//! What comes from Debian packages: the kernel and a static busybox.
+//! What comes from Debian packages: the kernel, Xen and a static busybox.
 //!
 //! Packages are downloaded with `apt-get download` and unpacked into the cache; nothing is installed for
 //! them. Programs that must be installed (debootstrap) are, after saying so.
@@ -13,6 +13,9 @@ use crate::command;
 
 /// The package that depends on the newest cloud kernel.
 const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// The package that depends on the newest Xen.
+const XEN_META_PACKAGE: &str = "xen-system-amd64";
 
 /// An unpacked kernel package.
 pub struct Kernel {
@@ -30,7 +33,7 @@ pub fn kernel(folder: &Path) -> Result<Kernel> {
     let record = folder.join("kernel-release");
     let unpacked = folder.join("kernel");
     made_from(&image, KERNEL_META_PACKAGE, || {
-        let package = kernel_package()?;
+        let package = package_behind(KERNEL_META_PACKAGE, "linux-image-")?;
         let release = package.trim_start_matches("linux-image-").to_owned();
         download(folder, &package, &unpacked)?;
         std::fs::copy(unpacked.join(format!("boot/vmlinuz-{release}")), &image)?;
@@ -62,6 +65,20 @@ pub fn busybox(folder: &Path) -> Result<PathBuf> {
     Ok(busybox)
 }
 
+/// Xen, a multiboot kernel, fetched when there is none.
+pub fn xen(folder: &Path) -> Result<()> {
+    let xen = folder.join("xen");
+    made_from(&xen, XEN_META_PACKAGE, || {
+        let package = package_behind(XEN_META_PACKAGE, "xen-hypervisor-")?;
+        let unpacked = folder.join("xen-package");
+        download(folder, &package, &unpacked)?;
+        let version = package.trim_start_matches("xen-hypervisor-");
+        let image = std::fs::File::open(unpacked.join(format!("boot/xen-{version}.gz")))?;
+        let mut gunzip = Command::new("gunzip");
+        command::run(gunzip.arg("--stdout").stdin(image).stdout(std::fs::File::create(&xen)?))
+    })
+}
+
 /// Installs the package a program comes in, when the program is missing.
 pub fn need(program: &str, package: &str) -> Result<()> {
     if command::is_installed(program) {
@@ -75,20 +92,20 @@ pub fn need(program: &str, package: &str) -> Result<()> {
     install().or_else(|_| update().and_then(|()| install()))
 }
 
-/// The name of the kernel package that the meta package stands for now.
-fn kernel_package() -> Result<String> {
+/// The name of the package that a meta package stands for now.
+fn package_behind(meta: &str, prefix: &str) -> Result<String> {
     let named = || -> Result<String> {
         let text = command::output(Command::new("apt-cache").args([
             "depends",
             "--no-recommends",
             "--no-suggests",
-            KERNEL_META_PACKAGE,
+            meta,
         ]))?;
         text.lines()
             .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .find(|name| name.starts_with("linux-image-"))
+            .find(|name| name.starts_with(prefix) && name.ends_with("amd64"))
             .map(str::to_owned)
-            .with_context(|| format!("apt-cache knows no kernel behind {KERNEL_META_PACKAGE}"))
+            .with_context(|| format!("apt-cache knows no {prefix} behind {meta}"))
     };
     named().or_else(|_| update().and_then(|()| named()))
 }
