@@ -14,7 +14,7 @@ use guest_memory::GuestMemory;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use x86::{Cr0, Cr4, DescriptorTable, Efer, Exception, MpState, RFlags, Segment, Vector};
+use x86::{Cr0, Cr4, DescriptorTable, Efer, Exception, MpState, PendingInterrupt, RFlags, Segment, Vector};
 
 /// Byte offsets of general registers in [`Cpu::regs`].
 pub mod gpr {
@@ -157,10 +157,15 @@ pub struct Cpu {
     pub(crate) halts: u64,
     /// The running instruction delivered an interrupt or exception.
     pub(crate) delivered: bool,
+    /// A repeated string instruction stands between two iterations: what is delivered now pushes RFLAGS with RF
+    /// (SDM 3B 17.3.1.1).
+    pub(crate) repeating: bool,
     /// The instruction loaded RFLAGS.RF itself (IRET): it stays for the next instruction.
     pub kept_resume_flag: bool,
     /// An exception of a loaded state, to be delivered before the first instruction.
     pub(crate) pending_exception: Option<Exception>,
+    /// An interrupt of a loaded state that was acknowledged already: delivered before the first instruction.
+    pub(crate) pending_interrupt: Option<PendingInterrupt>,
     /// XMM/YMM/ZMM, masks and MXCSR.
     pub vector: VectorState,
     /// x87 and MMX.

@@ -185,6 +185,8 @@ pub(crate) fn stored() -> impl Iterator<Item = u32> {
         msr::PAT,
         msr::MISC_ENABLE,
         msr::SPEC_CTRL,
+        msr::MISC_ENABLE,
+        PERF_CTL,
         DEBUGCTL,
         msr::MCG_STATUS,
         msr::MTRR_DEF_TYPE,
@@ -197,6 +199,7 @@ pub(crate) fn stored() -> impl Iterator<Item = u32> {
         .chain(msr::MTRR_FIX4K_C0000..=MTRR_FIX4K_LAST)
         .chain(msr::MTRR_PHYS_BASE0..=MTRR_PHYS_LAST)
         .chain(BANK_FIRST..=BANK_LAST)
+        .chain(AMD_PLAIN)
 }
 
 /// Whether every byte is a memory type of the MTRRs (or of the PAT, which also has UC-).
@@ -344,17 +347,28 @@ impl Cpu {
 
     /// Sets the time-stamp counter; IA32_TSC_ADJUST moves along (SDM 3B 17.17.3).
     pub(crate) fn set_tsc(&mut self, value: u64) {
+        self.place_tsc(value);
+        let deadline = self.system.lapic.as_ref().map_or(0, |lapic| lapic.tsc_deadline());
+        self.set_tsc_deadline(deadline);
+    }
+
+    /// As [`Cpu::set_tsc`], for loading: nothing is due before the next run.
+    pub(crate) fn place_tsc(&mut self, value: u64) {
         let now = tsc_of(self.system.now_ns());
         let offset = value.wrapping_sub(now);
         let msrs = &mut self.system.msrs;
         msrs.tsc_adjust = msrs.tsc_adjust.wrapping_add(offset.wrapping_sub(msrs.tsc_offset));
         msrs.tsc_offset = offset;
-        let deadline = self.system.lapic.as_ref().map_or(0, |lapic| lapic.tsc_deadline());
-        self.set_tsc_deadline(deadline);
     }
 
     /// Sets IA32_TSC_DEADLINE.
     pub(crate) fn set_tsc_deadline(&mut self, value: u64) {
+        self.place_tsc_deadline(value);
+        self.tick();
+    }
+
+    /// As [`Cpu::set_tsc_deadline`], for loading: it fires in the next run at the earliest.
+    pub(crate) fn place_tsc_deadline(&mut self, value: u64) {
         let (now, tsc) = (self.system.now_ns(), self.system.tsc());
         // A deadline whose distance is more than half of the counter's range has passed.
         let left = value.wrapping_sub(tsc);
@@ -364,6 +378,5 @@ impl Cpu {
         if let Some(lapic) = &mut self.system.lapic {
             lapic.set_tsc_deadline(value, due);
         }
-        self.tick();
     }
 }

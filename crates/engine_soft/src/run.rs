@@ -29,6 +29,7 @@ impl Cpu {
             unsafe { std::mem::transmute::<&dyn VcpuIo, &'static dyn VcpuIo>(io) }.into();
         self.io = Some(io);
         self.step_end = steps.map_or(u64::MAX, |steps| self.instructions.saturating_add(steps));
+        self.next_tick = self.instructions;
         let exit = self.run_until_exit();
         self.io = None;
         self.step_end = u64::MAX;
@@ -58,6 +59,9 @@ impl Cpu {
             self.next_tick = self.instructions + TICK;
             self.tick();
         }
+        if self.pending_exception.is_some() || self.pending_interrupt.is_some() {
+            return self.deliver_loaded();
+        }
         if self.shadow == 0 && (self.event_waiting() || self.mp_state != MpState::Runnable) {
             self.service_events()?;
             if self.mp_state != MpState::Runnable {
@@ -68,10 +72,6 @@ impl Cpu {
             // Set in the middle of an instruction that then completed.
             return Err(Stop::Exit);
         }
-        if let Some(exception) = self.pending_exception.take() {
-            self.exception = exception;
-            return self.deliver_stashed();
-        }
         if self.needs_steps() {
             self.step()
         } else if self.can_translate() && self.step_end == u64::MAX {
@@ -81,6 +81,19 @@ impl Cpu {
             }
         } else {
             self.run_blocks()
+        }
+    }
+
+    /// Delivers what a loaded state has under way: it was chosen before any event that waits now.
+    fn deliver_loaded(&mut self) -> Result<(), Stop> {
+        if let Some(exception) = self.pending_exception.take() {
+            self.pending_interrupt = None;
+            self.exception = exception;
+            return self.deliver_stashed();
+        }
+        match self.pending_interrupt.take() {
+            Some(interrupt) => self.deliver_external(interrupt.vector),
+            None => Ok(()),
         }
     }
 
@@ -97,6 +110,7 @@ impl Cpu {
         self.needs_steps()
             || self.exit.is_some()
             || self.pending_exception.is_some()
+            || self.pending_interrupt.is_some()
             || self.mp_state != MpState::Runnable
     }
 
@@ -257,6 +271,7 @@ impl Cpu {
     /// Whether an instruction breakpoint is at RIP; stashes the fault.
     fn at_breakpoint(&mut self) -> bool {
         let linear = self.rip().wrapping_add(self.segment_base[usize::from(seg::CS)]);
+        let linear = if self.long64 { linear } else { linear & 0xffff_ffff };
         let mut hits = 0;
         for number in 0..4 {
             let enabled = self.dr7 >> (2 * number) & 3 != 0;

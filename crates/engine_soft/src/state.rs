@@ -53,8 +53,10 @@ impl Cpu {
             pio_accesses: 0,
             halts: 0,
             kept_resume_flag: false,
+            repeating: false,
             delivered: false,
             pending_exception: None,
+            pending_interrupt: None,
             vector: Default::default(),
             fpu: Default::default(),
             system,
@@ -77,7 +79,7 @@ impl Cpu {
         let segment = |number: u8| self.segments[usize::from(number)];
         let mut state = CpuState {
             rip: self.rip(),
-            rflags: self.rflags(),
+            rflags: self.rflags() | if self.repeating { RFlags::RF.bits() } else { 0 },
             segments: Segments {
                 es: segment(seg::ES),
                 cs: segment(seg::CS),
@@ -115,7 +117,7 @@ impl Cpu {
     pub fn restore(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.load_registers(state);
         self.load_vector(&state.xsave);
-        self.load_system(state)?;
+        self.load_system(state);
         self.mode_changed();
         self.update_event_mask();
         Ok(())
@@ -137,6 +139,7 @@ impl Cpu {
         self.shadow = u8::from(state.events.sti_shadow) * crate::cpu::shadow::STI
             | u8::from(state.events.mov_ss_shadow) * crate::cpu::shadow::MOV_SS;
         self.pending_exception = state.events.exception.map(|pending| pending.exception);
+        self.repeating = false;
         self.flags.set_bits(state.rflags);
         self.system_flags = state.rflags & !RFlags::ARITHMETIC.bits() | RFlags::FIXED.bits();
         self.cpl = self.privilege_of_state();

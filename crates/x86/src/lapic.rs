@@ -11,10 +11,16 @@ pub struct LapicState {
     pub registers: Vec<u32>,
     /// Nanoseconds of guest time since the current timer count was started, if the timer counts.
     pub timer_elapsed_ns: u64,
+    /// Errors that were noted since the error status register was last written; its next write shows them.
+    #[serde(default)]
+    pub errors: u32,
+    /// Whether the error interrupt for them is still to be raised.
+    #[serde(default)]
+    pub errors_unreported: bool,
 }
 
 impl Default for LapicState {
     fn default() -> Self {
-        LapicState { registers: vec![0; 64], timer_elapsed_ns: 0 }
+        LapicState { registers: vec![0; 64], timer_elapsed_ns: 0, errors: 0, errors_unreported: false }
     }
 }

@@ -6,6 +6,7 @@ pub mod bits;
 pub mod exception;
 pub mod lapic;
 pub mod msr;
+mod start_up;
 pub mod state;
 
 pub use bits::{Cr0, Cr4, Efer, PageFlags, RFlags};

@@ -120,6 +120,15 @@ pub struct PendingEvents {
     pub sti_shadow: bool,
     /// The instruction before was MOV SS or POP SS.
     pub mov_ss_shadow: bool,
+    /// An INIT waits; it comes before everything else here.
+    #[serde(default)]
+    pub init: bool,
+    /// A start-up IPI waits, with this vector; it comes after INIT.
+    #[serde(default)]
+    pub start_up: Option<u8>,
+    /// A message asked for an interrupt of the PIC (delivery mode ExtINT).
+    #[serde(default)]
+    pub ext_int: bool,
 }
 
 /// The XSAVE area in the standard (non-compacted) format (SDM 1 13.4): 512 bytes of FXSAVE image, the

@@ -76,6 +76,10 @@ pub(super) fn from_kvm(
         nmi_masked: events.nmi.masked != 0 && !nmi_restarts,
         sti_shadow: shadow & KVM_X86_SHADOW_INT_STI != 0,
         mov_ss_shadow: shadow & KVM_X86_SHADOW_INT_MOV_SS != 0,
+        // KVM_GET_MP_STATE has taken INIT and start-up IPIs before; its PIC is ours.
+        init: false,
+        start_up: None,
+        ext_int: false,
     })
 }
 

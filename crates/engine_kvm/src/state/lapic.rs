@@ -35,7 +35,7 @@ pub(super) fn from_kvm(kvm: &kvm_lapic_state) -> LapicState {
         .map(|cell| u32::from_le_bytes([cell[0] as u8, cell[1] as u8, cell[2] as u8, cell[3] as u8]))
         .collect();
     let timer_elapsed_ns = elapsed(&registers);
-    LapicState { registers, timer_elapsed_ns }
+    LapicState { registers, timer_elapsed_ns, ..LapicState::default() }
 }
 
 /// Nanoseconds of one count of the timer.

@@ -32,6 +32,8 @@ pub(crate) enum Extent {
 
 /// Reads a processor that is not inside `KVM_RUN`, with the MSRs named.
 pub(crate) fn read(fd: &VcpuFd, msrs: &[u32], extent: Extent) -> Result<CpuState, EngineError> {
+    // First, because KVM takes a waiting INIT or start-up IPI on this occasion.
+    let mp_state = events::read_mp_state(fd)?;
     let regs = fd.get_regs().map_err(host("KVM_GET_REGS"))?;
     let sregs = fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
     let debug = fd.get_debug_regs().map_err(host("KVM_GET_DEBUGREGS"))?;
@@ -51,7 +53,7 @@ pub(crate) fn read(fd: &VcpuFd, msrs: &[u32], extent: Extent) -> Result<CpuState
         dr7: debug.dr7,
         xcr0: read_xcr0(fd)?,
         msrs: msrs::read(fd, msrs)?,
-        mp_state: events::read_mp_state(fd)?,
+        mp_state,
         ..CpuState::default()
     };
     segments::read(&sregs, &mut state);
@@ -74,6 +76,13 @@ pub(crate) fn write(
     msrs: &[u32],
     extent: Extent,
 ) -> Result<(), EngineError> {
+    let mut taken;
+    let mut state = state;
+    if state.events.init || state.events.start_up.is_some() {
+        taken = state.clone();
+        taken.take_start_up();
+        state = &taken;
+    }
     let mut sregs = fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
     write_sregs(fd, state, &mut sregs, extent)?;
     fd.set_regs(&regs(state)).map_err(host("KVM_SET_REGS"))?;

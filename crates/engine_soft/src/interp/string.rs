@@ -55,6 +55,7 @@ fn repeat(
         run(cpu, 1)?;
         return Ok(());
     }
+    cpu.repeating = false;
     // In the stepping loop, one element is one step.
     let single = cpu.block_end == 0;
     let mut left = index(cpu, insn, gpr::RCX);
@@ -76,6 +77,7 @@ fn repeat(
         batch = batch.saturating_sub(done.max(1));
         let look = cpu.block_end == 0 || batch == 0 && cpu.event_waiting();
         if left != 0 && look {
+            cpu.repeating = true;
             return Err(Stop::Again);
         }
         if batch == 0 {

@@ -29,6 +29,8 @@ pub mod error {
     pub const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
     /// An illegal vector arrived.
     pub const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
+    /// A reserved register of the xAPIC page was accessed.
+    pub const ILLEGAL_REGISTER: u32 = 1 << 7;
 }
 
 /// How a local APIC takes part.
@@ -46,7 +48,7 @@ pub enum Mode {
 /// Whom a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// An APIC ID; all ones (8 or 32 bits) for everybody.
+    /// An APIC ID; all ones (32 bits) for everybody.
     Physical(u32),
     /// A message destination address (SDM 3A 10.6.2.2).
     Logical(u32),
@@ -132,6 +134,11 @@ impl LapicPort {
         self.sleeping.store(false, Ordering::SeqCst);
     }
 
+    /// The vector of a start-up IPI that a loaded state has waiting.
+    pub fn set_start_vector(&self, vector: u8) {
+        self.start_vector.store(vector, Ordering::SeqCst);
+    }
+
     pub(super) fn mode(&self) -> Mode {
         match self.mode.load(Ordering::Relaxed) {
             0 => Mode::Disabled,
@@ -149,7 +156,7 @@ impl LapicPort {
         }
         match destination {
             Destination::AllExcept(other) => other != Some(id),
-            Destination::Physical(0xff | u32::MAX) => true,
+            Destination::Physical(u32::MAX) => true,
             Destination::Physical(wanted) => wanted == id,
             Destination::Logical(wanted) => self.matches_logical(mode, wanted),
         }
@@ -243,6 +250,7 @@ impl ApicBus {
         // The destination mode counts only with the redirection hint on silicon; chipsets and hypervisors
         // look at it alone, and so do guests.
         let logical = address & 1 << 2 != 0;
+        let id = if id == 0xff && !logical { u32::MAX } else { id };
         self.deliver(Message {
             destination: if logical { Destination::Logical(id) } else { Destination::Physical(id) },
             mode: (data >> 8 & 7) as u8,

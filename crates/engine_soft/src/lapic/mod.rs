@@ -49,6 +49,9 @@ mod lvt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejected;
 
+/// SVR: the guest tells the IOAPICs of an EOI itself.
+const SUPPRESS_EOI_BROADCAST: u32 = 1 << 12;
+
 /// A local APIC.
 pub struct Lapic {
     port: Arc<LapicPort>,
@@ -247,6 +250,9 @@ impl Lapic {
         let (word, bit) = (usize::from(vector >> 5), 1 << (vector & 31));
         self.isr[word] &= !bit;
         self.recheck();
+        if self.svr & SUPPRESS_EOI_BROADCAST != 0 {
+            return None;
+        }
         let level = self.port.tmr[word].load(Ordering::SeqCst) & bit != 0;
         (level || self.bus.is_level_vector(vector)).then_some(vector)
     }
@@ -273,7 +279,7 @@ impl Lapic {
         self.fire(lvt::LINT1);
     }
 
-    fn fire(&mut self, entry: usize) {
+    fn fire(&self, entry: usize) {
         let value = self.lvt[entry];
         if value & lvt::MASKED == 0 {
             self.port.accept((value >> 8 & 7) as u8, value as u8, false);
@@ -287,7 +293,7 @@ impl Lapic {
         }
     }
 
-    fn raise_error(&mut self, bits: u32) {
+    fn raise_error(&self, bits: u32) {
         self.port.errors.fetch_or(bits, Ordering::SeqCst);
         self.fire(lvt::ERROR);
     }

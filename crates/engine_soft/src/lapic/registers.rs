@@ -32,12 +32,30 @@ pub mod register {
 }
 use register as r;
 
-/// Version 0x14 with six LVT entries.
-const VERSION: u32 = 0x14 | 5 << 16;
+/// Version 0x14 with six LVT entries and EOI-broadcast suppression.
+const VERSION: u32 = 0x14 | 5 << 16 | 1 << 24;
+/// Writable bits of the spurious-interrupt vector register: vector, enable, EOI-broadcast suppression.
+pub(super) const SVR_WRITABLE: u32 = 0x11ff;
 /// Writable bits of the LVT entries: timer, thermal, performance, LINT0, LINT1, error.
 const LVT_WRITABLE: [u32; 6] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
 /// Writable bits of the interrupt command register's low half.
 const ICR_WRITABLE: u32 = 0x000c_cfff;
+
+/// Whether the xAPIC page has a register there (SDM 3A table 10-1; what this version lacks counts as reserved).
+fn is_register(register: u32) -> bool {
+    matches!(
+        register,
+        r::ID
+            | r::VERSION
+            | r::TPR
+            | r::PPR
+            | r::EOI
+            | r::LDR..=r::SVR
+            | r::ISR..=r::ESR
+            | r::ICR..=r::TIMER_CURRENT
+            | r::TIMER_DIVIDE
+    )
+}
 
 impl Lapic {
     /// A register; `None` if there is no such register to read.
@@ -90,7 +108,7 @@ impl Lapic {
     }
 
     fn write_spurious(&mut self, value: u32) {
-        self.svr = value & 0x1ff;
+        self.svr = value & SVR_WRITABLE;
         if self.svr & 1 << 8 == 0 {
             for entry in &mut self.lvt {
                 *entry |= lvt::MASKED;
@@ -115,7 +133,10 @@ impl Lapic {
         let (vector, mode) = (icr as u8, (icr >> 8 & 7) as u8);
         let id = match self.mode() {
             Mode::X2apic => (icr >> 32) as u32,
-            _ => (icr >> 56) as u32,
+            _ => match (icr >> 56) as u32 {
+                0xff => u32::MAX,
+                id => id,
+            },
         };
         let level_deassert = icr & 1 << 14 == 0 && icr & 1 << 15 != 0;
         if mode == delivery::INIT && level_deassert || mode == 3 || mode == delivery::EXT_INT {
@@ -135,10 +156,14 @@ impl Lapic {
         self.bus.deliver(Message { destination, mode, vector, level: false });
     }
 
-    /// Reads from the xAPIC page, `offset` bytes from its start.
+    /// Reads from the xAPIC page, `offset` bytes from its start. Reserved registers are an error and read zero.
     pub fn read_page(&self, offset: u64, bytes: &mut [u8], now_ns: u64) {
         let within = (offset & 15) as usize;
-        let value = self.read((offset >> 4) as u32, now_ns).unwrap_or(0).to_le_bytes();
+        let register = (offset >> 4) as u32;
+        if !is_register(register) {
+            self.raise_error(error::ILLEGAL_REGISTER);
+        }
+        let value = self.read(register, now_ns).unwrap_or(0).to_le_bytes();
         for (at, byte) in bytes.iter_mut().enumerate() {
             *byte = value.get(within + at).copied().unwrap_or(0);
         }
@@ -150,7 +175,11 @@ impl Lapic {
         if offset & 15 != 0 {
             return None;
         }
-        self.write((offset >> 4) as u32, u32::from_le_bytes(word), now_ns)
+        let register = (offset >> 4) as u32;
+        if !is_register(register) {
+            self.raise_error(error::ILLEGAL_REGISTER);
+        }
+        self.write(register, u32::from_le_bytes(word), now_ns)
     }
 
     /// RDMSR of an x2APIC register.
@@ -173,7 +202,7 @@ impl Lapic {
         let writable = match register {
             r::TPR | r::SELF_IPI => 0xff,
             r::EOI | r::ESR => 0,
-            r::SVR => 0x1ff,
+            r::SVR => u64::from(SVR_WRITABLE),
             r::ICR => 0xffff_ffff_0000_0000 | u64::from(ICR_WRITABLE),
             r::LVT_TIMER..=r::LVT_ERROR => {
                 u64::from(LVT_WRITABLE[(register - r::LVT_TIMER) as usize]) | 1 << 12

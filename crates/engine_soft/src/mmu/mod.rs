@@ -16,6 +16,8 @@ pub mod segment;
 pub use access::Plain;
 mod slow;
 #[cfg(test)]
+mod table_tests;
+#[cfg(test)]
 mod tests;
 pub(crate) mod tlb;
 pub mod walk;

@@ -118,7 +118,9 @@ impl Cpu {
         let cs = self.segments[usize::from(seg::CS)].attributes;
         let mut efer = self.efer;
         if new.contains(Cr0::PG) && !old.contains(Cr0::PG) && efer.contains(Efer::LME) {
-            if !self.cr4.contains(Cr4::PAE) || cs.long() {
+            // A 16-bit TSS has no place in IA-32e mode (SDM 3A 9.8.5).
+            let small_task = self.segments[usize::from(seg::TR)].attributes.kind() & 0xd == 1;
+            if !self.cr4.contains(Cr4::PAE) || cs.long() || small_task {
                 return Err(self.gp(0));
             }
             efer |= Efer::LMA;

@@ -11,7 +11,7 @@ use engine::VmExit;
 use x86::{Cr0, Exception, RFlags, Segment, Vector};
 
 /// DR7.GD.
-const DR7_GENERAL_DETECT: u64 = 1 << 13;
+pub(super) const DR7_GENERAL_DETECT: u64 = 1 << 13;
 /// DR6 bits that instruction breakpoints set.
 const DR6_BREAKPOINTS: u64 = 0xf;
 /// DR6 bits that traps, single step and task switch, set.
@@ -174,6 +174,10 @@ impl Cpu {
                 return Ok(());
             }
             let second = self.exception;
+            if second.vector == Vector::PageFault {
+                // CR2 tells of the page fault even if another exception comes of it.
+                self.cr2 = second.payload;
+            }
             current = match combine(current.vector, second.vector) {
                 Combined::Second => second,
                 Combined::Double => Exception::with_code(Vector::DoubleFault, 0),
@@ -199,8 +203,9 @@ impl Cpu {
     }
 
     /// Delivers through the IDT. On a fault nothing has changed.
-    pub(crate) fn interrupt(&mut self, delivery: Delivery) -> Result<(), Fault> {
+    pub(crate) fn interrupt(&mut self, mut delivery: Delivery) -> Result<(), Fault> {
         self.delivered = true;
+        delivery.resume |= std::mem::take(&mut self.repeating);
         if !self.cr0.contains(Cr0::PE) {
             return self.interrupt_real(delivery);
         }

@@ -177,7 +177,8 @@ impl Cpu {
         Ok(changed)
     }
 
-    /// A stack segment for privilege `cpl`: every fault is `fault(selector)`, but not present is `#SS`.
+    /// A stack segment for privilege `cpl`: every fault is `fault(selector)`, a null selector's too, but not present is
+    /// `#SS`.
     pub(crate) fn stack_descriptor(
         &mut self,
         selector: u16,
@@ -186,7 +187,8 @@ impl Cpu {
         fault: Vector,
     ) -> Result<Descriptor, Fault> {
         let bad = Exception::with_code(fault, code_of(selector) | ext);
-        let Some(descriptor) = self.find_descriptor(selector)? else { return Err(self.raise(bad)) };
+        let found = if is_null(selector) { None } else { self.find_descriptor(selector)? };
+        let Some(descriptor) = found else { return Err(self.raise(bad)) };
         if selector as u8 & 3 != cpl || descriptor.dpl() != cpl || !descriptor.is_writable_data() {
             return Err(self.raise(bad));
         }

@@ -140,7 +140,7 @@ impl Cpu {
         }
     }
 
-    fn deliver_external(&mut self, vector: u8) -> Result<(), Stop> {
+    pub(crate) fn deliver_external(&mut self, vector: u8) -> Result<(), Stop> {
         self.end_mwait();
         self.mp_state = MpState::Runnable;
         let delivered = self.interrupt(Delivery::external(vector));
@@ -191,6 +191,10 @@ impl Cpu {
         (self.dr, self.dr6, self.dr7) = ([0; 4], reset.dr6, reset.dr7);
         (self.cpl, self.shadow) = (0, 0);
         self.pending_exception = None;
+        self.pending_interrupt = None;
+        // What had come before is void; what comes while the processor waits for a start-up IPI would be, too.
+        let void = event::NMI | event::EXT_INT | event::APIC_ERROR | event::INTR;
+        self.events.fetch_and(!void, Ordering::SeqCst);
         self.system.nmi_blocked = false;
         self.reset_monitor();
         self.mp_state = if bootstrap { MpState::Runnable } else { MpState::InitReceived };

@@ -81,7 +81,8 @@ impl Cpu {
         Ok(code.segment(selector & !3 | u16::from(self.cpl)))
     }
 
-    fn call_gate(&mut self, selector: u16, gate: Descriptor) -> Result<CallGate, Fault> {
+    /// A call gate's target, checked; a JMP (not `call`) cannot change the privilege level.
+    fn call_gate(&mut self, selector: u16, gate: Descriptor, call: bool) -> Result<CallGate, Fault> {
         let rpl = selector as u8 & 3;
         if gate.dpl() < self.cpl.max(rpl) {
             return Err(self.gp(code_of(selector)));
@@ -102,7 +103,8 @@ impl Cpu {
         }
         let code = self.descriptor(target, 0)?;
         let bad_mode = long && (!code.attributes().long() || code.has_long_and_big());
-        if !code.is_code() || code.dpl() > self.cpl || bad_mode {
+        let inner = !code.is_conforming() && code.dpl() != self.cpl;
+        if !code.is_code() || code.dpl() > self.cpl || bad_mode || inner && !call {
             return Err(self.gp(code_of(target)));
         }
         if !code.present() {
@@ -183,10 +185,7 @@ pub fn jmp<const MEMORY: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
         return Err(Stop::Jump);
     }
     if descriptor.is_system() && cpu.is_call_gate(descriptor) {
-        let gate = cpu.call_gate(selector, descriptor)?;
-        if !gate.code.is_conforming() && gate.code.dpl() != cpu.cpl {
-            return Err(cpu.gp(code_of(gate.selector)).into());
-        }
+        let gate = cpu.call_gate(selector, descriptor, false)?;
         let code = cpu.mark_accessed(gate.selector, gate.code)?;
         let cs = code.segment(gate.selector & !3 | u16::from(cpu.cpl));
         cpu.enter_code(cs, gate.rip);
@@ -204,7 +203,7 @@ pub fn call<const MEMORY: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let descriptor = if cpu.is_protected() { Some(cpu.far_descriptor(selector)?) } else { None };
     match descriptor {
         Some(gate) if gate.is_system() && cpu.is_call_gate(gate) => {
-            let gate = cpu.call_gate(selector, gate)?;
+            let gate = cpu.call_gate(selector, gate, true)?;
             cpu.call_through(&gate, back)?;
             return Err(Stop::Jump);
         }

@@ -160,8 +160,9 @@ impl Cpu {
     }
 }
 
-/// Ends a transfer: `Again` makes the loop look at flags first.
-fn jumped(look: bool) -> Flow {
+/// Ends a transfer: `Again`, which counts no instruction, makes the loop look at flags first.
+pub(super) fn jumped(cpu: &mut Cpu, look: bool) -> Flow {
+    cpu.instructions += u64::from(look);
     Err(if look { Stop::Again } else { Stop::Jump })
 }
 
@@ -197,7 +198,7 @@ pub fn iret(cpu: &mut Cpu, insn: &Insn) -> Flow {
     cpu.commit_return(Return { cs, rip, stack }, popper.sp, 0);
     let look = cpu.return_flags(flags, size, cpl);
     cpu.end_of_nmi();
-    jumped(look)
+    jumped(cpu, look)
 }
 
 fn iret_real(cpu: &mut Cpu, insn: &Insn) -> Flow {
@@ -240,7 +241,7 @@ fn iret_real(cpu: &mut Cpu, insn: &Insn) -> Flow {
         look
     };
     cpu.end_of_nmi();
-    jumped(look)
+    jumped(cpu, look)
 }
 
 fn return_to_v86(cpu: &mut Cpu, mut popper: Popper, rip: u64, cs: u16, flags: u64) -> Flow {
@@ -264,7 +265,8 @@ fn return_to_v86(cpu: &mut Cpu, mut popper: Popper, rip: u64, cs: u16, flags: u6
     cpu.kept_resume_flag = had_resume && cpu.has_flag(RFlags::RF);
     cpu.mode_changed();
     cpu.end_of_nmi();
-    jumped(cpu.has_flag(RFlags::TF) || cpu.has_flag(RFlags::RF))
+    let look = cpu.has_flag(RFlags::TF) || cpu.has_flag(RFlags::RF);
+    jumped(cpu, look)
 }
 
 /// Far RET, and far RET imm16.

@@ -24,7 +24,8 @@ fn enter(cpu: &mut Cpu, code: Segment, stack: Segment, rip: u64) {
 /// Ends with a look at the flags if something hangs on them.
 fn jumped(cpu: &mut Cpu) -> Flow {
     cpu.mode_changed();
-    Err(if cpu.has_flag(RFlags::TF) { Stop::Again } else { Stop::Jump })
+    let look = cpu.has_flag(RFlags::TF);
+    super::far_return::jumped(cpu, look)
 }
 
 /// SYSCALL; in compatibility mode only on AMD's processors.

@@ -1,14 +1,36 @@
-//! I/O permission (SDM 1 19.5).
+//! I/O permission (SDM 1 19.5) and breakpoints on ports (SDM 3B 17.2.4).
 
 use crate::cpu::{Cpu, Fault, seg};
-use x86::Cr0;
+use x86::{Cr0, Cr4};
 
 /// Offset of the bitmap's offset in a 32-bit or 64-bit TSS.
 const BITMAP_OFFSET: u64 = 102;
 
 impl Cpu {
-    /// Faults unless the current code may access `size` ports from `port`: IOPL, else the TSS's bitmap.
+    /// Faults unless the current code may access `size` ports from `port`: IOPL, else the TSS's bitmap. Notes
+    /// breakpoints on the ports.
     pub fn check_io(&mut self, port: u16, size: u8) -> Result<(), Fault> {
+        self.check_io_permission(port, size)?;
+        if self.dr7 & 0xff != 0 && self.cr4.contains(Cr4::DE) {
+            self.watch_ports(port, size);
+        }
+        Ok(())
+    }
+
+    fn watch_ports(&mut self, port: u16, size: u8) {
+        let (first, last) = (u64::from(port), u64::from(port) + u64::from(size) - 1);
+        for number in 0..4 {
+            let enabled = self.dr7 >> (2 * number) & 3 != 0;
+            let on_ports = self.dr7 >> (16 + 4 * number) & 3 == 2;
+            let length = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * number) & 3) as usize];
+            let start = self.dr[number as usize] & !(length - 1);
+            if enabled && on_ports && first < start.wrapping_add(length) && start <= last {
+                self.mmu.breakpoints_hit |= 1 << number;
+            }
+        }
+    }
+
+    fn check_io_permission(&mut self, port: u16, size: u8) -> Result<(), Fault> {
         if !self.cr0.contains(Cr0::PE) || self.cpl <= self.iopl() && !self.is_v86() {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! The remaining system instructions: interrupts by software, halting, MSRs, counters, TLB.
 
-use super::deliver::Delivery;
+use super::deliver::{DR7_GENERAL_DETECT, Delivery};
 use crate::cpu::{Cpu, Fault, Flow, Stop, gpr, seg, shadow};
 use crate::insn::Insn;
 use x86::{Cr4, MpState, RFlags, Vector, msr};
@@ -99,8 +99,9 @@ pub fn into(cpu: &mut Cpu, insn: &Insn) -> Flow {
     Ok(())
 }
 
-/// INT1: a #DB trap without privilege check.
+/// INT1: a #DB trap without privilege check. DR6 tells nothing of it.
 pub fn int1(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    cpu.dr7 &= !DR7_GENERAL_DETECT;
     let back = Some(next(cpu, insn));
     cpu.interrupt(Delivery { return_rip: back, ..Delivery::external(Vector::Debug as u8) })?;
     Err(Stop::Jump)

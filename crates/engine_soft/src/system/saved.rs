@@ -2,7 +2,6 @@
 
 use crate::cpu::Cpu;
 use crate::msr;
-use engine::EngineError;
 use std::sync::atomic::Ordering;
 use x86::{CpuState, msr as number};
 
@@ -27,11 +26,18 @@ impl Cpu {
             state.set_msr(number::TSC_DEADLINE, lapic.tsc_deadline());
         }
         state.events.nmi_masked = self.system.nmi_blocked;
-        state.events.nmi_pending = self.events.load(Ordering::SeqCst) & event::NMI != 0;
+        let waiting = self.events.load(Ordering::SeqCst);
+        state.events.nmi_pending = waiting & event::NMI != 0;
+        state.events.ext_int = waiting & event::EXT_INT != 0;
+        state.events.init = waiting & event::INIT != 0;
+        if waiting & event::SIPI != 0 {
+            state.events.start_up = self.system.lapic.as_ref().map(|lapic| lapic.start_vector());
+        }
+        state.events.interrupt = self.pending_interrupt;
     }
 
     /// Loads them.
-    pub fn load_system(&mut self, state: &CpuState) -> Result<(), EngineError> {
+    pub fn load_system(&mut self, state: &CpuState) {
         for index in msr::stored() {
             if let Some(value) = state.msr(index) {
                 self.system.msrs.write(index, value);
@@ -42,24 +48,38 @@ impl Cpu {
             lapic.load(&state.lapic, state.apic_base, now);
         }
         if let Some(value) = state.msr(number::TSC) {
-            self.set_tsc(value);
+            self.place_tsc(value);
         }
         if let Some(value) = state.msr(number::TSC_ADJUST) {
             self.system.msrs.tsc_adjust = value;
         }
         if let Some(value) = state.msr(number::TSC_DEADLINE) {
-            self.set_tsc_deadline(value);
+            self.place_tsc_deadline(value);
         }
         self.system.nmi_blocked = state.events.nmi_masked;
         self.reset_monitor();
-        if state.events.nmi_pending {
-            self.events.fetch_or(event::NMI, Ordering::SeqCst);
+        self.load_events(state);
+    }
+
+    /// The event word's bits that are state; the others are hints, which loading the local APIC has set anew.
+    fn load_events(&mut self, state: &CpuState) {
+        let events = &state.events;
+        let mut waiting = 0;
+        for (waits, bit) in [
+            (events.nmi_pending, event::NMI),
+            (events.ext_int, event::EXT_INT),
+            (events.init, event::INIT),
+            (events.start_up.is_some(), event::SIPI),
+        ] {
+            waiting |= if waits { bit } else { 0 };
         }
-        if let Some(interrupt) = state.events.interrupt {
-            return Err(EngineError::InvalidState {
-                reason: format!("Interrupt {:#x} is half delivered", interrupt.vector),
-            });
+        if let (Some(vector), Some(lapic)) = (events.start_up, &self.system.lapic) {
+            lapic.port().set_start_vector(vector);
         }
-        Ok(())
+        let held = event::NMI | event::EXT_INT | event::INIT | event::SIPI;
+        self.events.fetch_and(!held, Ordering::SeqCst);
+        self.events.fetch_or(waiting, Ordering::SeqCst);
+        // An INT n that was under way is executed again: RIP is still at it.
+        self.pending_interrupt = events.interrupt.filter(|interrupt| !interrupt.software);
     }
 }

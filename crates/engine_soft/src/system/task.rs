@@ -3,7 +3,7 @@
 use super::deliver::Delivery;
 use super::descriptor::{Descriptor, code_of, is_null, system_type};
 use super::segments::{null_segment, v86_segment};
-use crate::cpu::{Cpu, Fault, Flow, Stop, seg};
+use crate::cpu::{Cpu, Fault, Flow, seg};
 use crate::insn::Insn;
 use x86::{Cr0, Exception, RFlags, Segment, Vector};
 
@@ -68,12 +68,12 @@ impl Cpu {
         if delivery.resume {
             self.set_rflags(self.rflags() | RFlags::RF.bits());
         }
-        self.switch_task(selector, tss, Source::Call, back, ext)?;
+        let trap = self.switch_task(selector, tss, Source::Call, back, ext)?;
         if let Some(code) = delivery.error_code {
             let size = if tss.kind() & 8 != 0 { 4 } else { 2 };
             self.push(u64::from(code), size)?;
         }
-        Ok(())
+        self.task_trap(trap)
     }
 
     fn task_of_gate(&mut self, selector: u16, ext: u32) -> Result<Descriptor, Fault> {
@@ -110,8 +110,9 @@ impl Cpu {
         };
         let back = self.rip().wrapping_add(u64::from(insn.len));
         let source = if call { Source::Call } else { Source::Jump };
-        self.switch_task(selector, tss, source, back, 0)?;
-        Err(Stop::Again)
+        let trap = self.switch_task(selector, tss, source, back, 0)?;
+        self.task_trap(trap)?;
+        super::far_return::jumped(self, true)
     }
 
     /// IRET with NT: back to the task of the link field.
@@ -132,8 +133,17 @@ impl Cpu {
             return Err(self.np(code_of(selector)).into());
         }
         let back = self.rip().wrapping_add(u64::from(insn.len));
-        self.switch_task(selector, tss, Source::Return, back, 0)?;
-        Err(Stop::Again)
+        let trap = self.switch_task(selector, tss, Source::Return, back, 0)?;
+        self.task_trap(trap)?;
+        super::far_return::jumped(self, true)
+    }
+
+    /// `#DB` of the debug trap flag, before the first instruction of the new task.
+    fn task_trap(&mut self, trap: bool) -> Result<(), Fault> {
+        if trap {
+            return Err(self.raise(Exception { vector: Vector::Debug, error_code: 0, payload: DR6_TASK }));
+        }
+        Ok(())
     }
 
     fn tss_word(&mut self, layout: &Layout, at: u64) -> Result<u64, Fault> {
@@ -144,6 +154,7 @@ impl Cpu {
         }
     }
 
+    /// Tells whether the new task's debug trap flag is set.
     fn switch_task(
         &mut self,
         selector: u16,
@@ -151,7 +162,7 @@ impl Cpu {
         source: Source,
         back: u64,
         ext: u32,
-    ) -> Result<(), Fault> {
+    ) -> Result<bool, Fault> {
         let layout = Layout { wide: tss.kind() & 8 != 0 };
         if tss.limit() < layout.limit() {
             return Err(self.ts(code_of(selector) | ext));
@@ -178,7 +189,9 @@ impl Cpu {
         };
         self.segments[usize::from(seg::TR)] = tss.segment(selector);
         self.cr0 |= Cr0::TS;
-        self.load_task(&layout, image, source, ext)
+        let trap = image.trap;
+        self.load_task(&layout, image, source, ext)?;
+        Ok(trap)
     }
 
     fn read_task(&mut self, layout: &Layout, base: u64) -> Result<Image, Fault> {
@@ -263,9 +276,6 @@ impl Cpu {
         self.mode_changed();
         if self.rip() > u64::from(self.segments[usize::from(seg::CS)].limit) {
             return Err(self.gp(ext));
-        }
-        if image.trap {
-            return Err(self.raise(Exception { vector: Vector::Debug, error_code: 0, payload: DR6_TASK }));
         }
         Ok(())
     }

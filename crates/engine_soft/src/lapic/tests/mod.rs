@@ -1,3 +1,5 @@
+mod tables;
+
 use super::register as r;
 use super::*;
 use engine::MsiMessage;

@@ -1,3 +1,15 @@
+//! The system part against the tables of SDM 3A.
+
+mod debug;
+mod delivery;
+mod far_transfers;
+mod gates;
+mod long;
+mod ports;
+mod rig;
+mod tasks;
+mod virtual_8086;
+
 use super::deliver::{Combined, combine};
 use crate::interp::harness;
 use x86::{DescriptorTable, Exception, RFlags, Vector};
