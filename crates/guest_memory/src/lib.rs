@@ -10,6 +10,7 @@
 //! with the reader's side is described in `tracker`.
 
 mod mapping;
+mod populated;
 pub mod tracker;
 
 pub use mapping::{GuestMemory, MemoryError, Region};

@@ -3,6 +3,7 @@
 use crate::interrupts::InterruptGate;
 use crate::io::BoardIo;
 use crate::memory_map;
+use crate::saved::RestoreError;
 use block::BlockBackend;
 use chipset::acpi_pm::{AcpiPm, PowerEvents};
 use chipset::debug_exit::DebugExit;
@@ -249,6 +250,26 @@ impl Board {
     /// The state of all devices.
     pub fn save(&self) -> Result<Vec<Record>, SaveError> {
         self.devices.iter().map(|device| device.save()).collect()
+    }
+
+    /// Gives every device its record. Nothing changes if a record has no device or a device no record.
+    pub fn restore(&self, records: &[Record]) -> Result<(), RestoreError> {
+        let mut pairs = Vec::new();
+        for device in &self.devices {
+            let mut of_device = records.iter().filter(|record| record.name == device.name());
+            let (Some(record), None) = (of_device.next(), of_device.next()) else {
+                return Err(RestoreError::DeviceWithoutRecord { name: device.name().to_owned() });
+            };
+            pairs.push((device, record));
+        }
+        let known = |record: &&Record| !self.devices.iter().any(|device| device.name() == record.name);
+        if let Some(record) = records.iter().find(known) {
+            return Err(RestoreError::RecordWithoutDevice { name: record.name.clone() });
+        }
+        for (device, record) in pairs {
+            device.restore(record)?;
+        }
+        Ok(())
     }
 }
 

@@ -41,6 +41,11 @@ impl InterruptGate {
         }
     }
 
+    /// Forgets what arrived while no engine was connected: a restore brings the devices' messages itself.
+    pub fn forget_waiting(&self) {
+        self.state.write().waiting.clear();
+    }
+
     /// The level of the PIC's INTR line.
     pub fn set_pic_line(&self, asserted: bool) {
         let mut state = self.state.write();

@@ -3,7 +3,8 @@
 //! The only crate that sees engines and hardware. [`board`] builds the chipset and the devices and wires them;
 //! `vcpu_thread` gives each processor a thread; `io` is the way from an instruction to a device;
 //! [`excursion`] carries a processor of a KVM that cannot execute an instruction through the software CPU; and
-//! [`Machine`] changes the life of all of them together: start, pause, resume, reset, switch of the engine.
+//! [`Machine`] changes the life of all of them together: start, pause, resume, reset, switch of the engine, and
+//! ([`saved`]) save and restore.
 //!
 //! ```text
 //!   vCPU thread ── Vcpu::run ──> io::BoardIo ──> device::Bus ──> devices ──> IrqLine
@@ -19,10 +20,12 @@ mod io;
 mod layout;
 mod life;
 pub mod memory_map;
+pub mod saved;
 mod vcpu_thread;
 
 pub use board::{BoardSettings, Disk};
 pub use chipset::serial::{Serial, SerialBackend};
 pub use life::{Machine, MachineError, MachineEvent, MachineSettings};
 pub use loader::{BootSource, EntryProtocol};
+pub use saved::{MemoryRun, RestoreError, SavedMachine, SavedState};
 pub use virtio::console::Console;

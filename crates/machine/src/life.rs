@@ -3,13 +3,14 @@
 use crate::board::{Board, BoardError, BoardEvents, BoardSettings, Surroundings};
 use crate::interrupts::InterruptGate;
 use crate::memory_map;
+use crate::saved::{MemoryRun, RestoreError, SavedMachine, SavedState};
 use crate::vcpu_thread::{ExitHandler, Herd};
 use chipset::acpi_pm::PowerEvents;
 use chipset::serial::Serial;
 use device::SaveError;
 use engine::cpu_model::CpuModel;
 use engine::{Engine, EngineError, EngineKind, ExitCounts, Vcpu, Vm, VmExit, VmSettings};
-use guest_clock::{HostEntropy, MachineClock, TimerQueue};
+use guest_clock::{Clock, HostEntropy, MachineClock, TimerQueue};
 use guest_memory::{GuestMemory, MemoryError};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -62,6 +63,9 @@ pub enum MachineError {
     /// The kernel cannot be loaded.
     #[error("The guest cannot be loaded")]
     Load(#[from] loader::LoadError),
+    /// A saved state does not fit.
+    #[error("The saved state cannot be restored")]
+    Restore(#[from] RestoreError),
     /// The host gives no thread.
     #[error("A thread cannot be started")]
     Thread(#[from] std::io::Error),
@@ -116,6 +120,23 @@ pub struct Machine {
 impl Machine {
     /// Builds a machine that stands before its first instruction, and the channel of its events.
     pub fn new(settings: MachineSettings) -> Result<(Self, Receiver<MachineEvent>), MachineError> {
+        Self::build(settings, None)
+    }
+
+    /// Builds a machine that stands where `saved` was saved, and the channel of its events. The settings are those of
+    /// the machine that was saved, but for the engine, which may be another one; the disks have the content they had
+    /// then. The kernel is loaded only when the guest resets.
+    pub fn restore(
+        settings: MachineSettings,
+        saved: &SavedMachine,
+    ) -> Result<(Self, Receiver<MachineEvent>), MachineError> {
+        Self::build(settings, Some(saved))
+    }
+
+    fn build(
+        settings: MachineSettings,
+        saved: Option<&SavedMachine>,
+    ) -> Result<(Self, Receiver<MachineEvent>), MachineError> {
         let memory = Arc::new(GuestMemory::new(&memory_map::ram(settings.memory))?);
         let clock = Arc::new(MachineClock::new(0));
         let timers = TimerQueue::new(clock.clone());
@@ -163,8 +184,13 @@ impl Machine {
             finished_counts: ExitCounts::default(),
             engine_switches: 0,
         };
-        machine.install_vcpus(None)?;
-        machine.load_guest()?;
+        match saved {
+            Some(saved) => machine.load_saved(saved)?,
+            None => {
+                machine.install_vcpus(None)?;
+                machine.load_guest()?;
+            }
+        }
         machine.start_threads(sender)?;
         Ok((machine, events))
     }
@@ -198,6 +224,31 @@ impl Machine {
         self.gate.connect(Some(vm));
         self.herd.set_vcpus(vcpus);
         Ok(())
+    }
+
+    /// The order matters: what comes later reads what came before (deadlines the clock, queues the memory, local APIC
+    /// timers the clock).
+    fn load_saved(&mut self, saved: &SavedMachine) -> Result<(), MachineError> {
+        saved.check(&self.settings)?;
+        self.timers.set_paused(true);
+        saved.load_memory(&self.memory)?;
+        self.clock.set(saved.state.now_ns);
+        self.board.pause();
+        self.board.restore(&saved.state.devices)?;
+        self.gate.forget_waiting();
+        self.install_vcpus(Some(&saved.state.processors))
+    }
+
+    /// The whole state of a paused machine, but for the content of its disks.
+    pub fn save(&self) -> Result<SavedMachine, MachineError> {
+        let state = SavedState {
+            version: SavedState::VERSION,
+            model: self.settings.model.name.clone(),
+            now_ns: self.clock.now_ns(),
+            processors: self.save_processors()?,
+            devices: self.save_devices()?,
+        };
+        Ok(SavedMachine { state, memory: MemoryRun::of(&self.memory)? })
     }
 
     fn create_vcpu(&self, vm: &Arc<dyn Vm>, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
