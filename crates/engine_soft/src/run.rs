@@ -240,7 +240,9 @@ impl Cpu {
         }
         let single = self.has_flag(RFlags::TF);
         self.delivered = false;
-        self.mmu.breakpoints_hit = 0;
+        if before & shadow::MOV_SS == 0 {
+            self.mmu.breakpoints_hit = 0;
+        }
         let result = self.run_block(block.insns.as_ptr());
         self.shadow_or_trap(result, single, resume)
     }
@@ -257,10 +259,12 @@ impl Cpu {
             self.system_flags &= !RFlags::RF.bits();
         }
         self.kept_resume_flag = false;
-        let hits = std::mem::take(&mut self.mmu.breakpoints_hit);
+        // What MOV SS and POP SS hit is told of with the next instruction's trap (SDM 3A 6.8.3).
+        let held = self.shadow & shadow::MOV_SS != 0;
+        let hits = if held { 0 } else { std::mem::take(&mut self.mmu.breakpoints_hit) };
         // A software interrupt clears TF before the trap would come (SDM 3B 18.3.1.4).
         let trap = if single && !self.delivered { DR6_SINGLE_STEP } else { 0 } | hits;
-        if trap != 0 && self.shadow & shadow::MOV_SS == 0 {
+        if trap != 0 && !held {
             self.exception = Exception { vector: Vector::Debug, error_code: 0, payload: trap };
             self.leave_halt();
             return self.deliver_stashed();

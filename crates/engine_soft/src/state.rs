@@ -107,6 +107,9 @@ impl Cpu {
         state.gprs.copy_from_slice(&self.regs[..16]);
         state.events.sti_shadow = self.shadow & crate::cpu::shadow::STI != 0;
         state.events.mov_ss_shadow = self.shadow & crate::cpu::shadow::MOV_SS != 0;
+        if state.events.mov_ss_shadow {
+            state.events.breakpoints = self.mmu.breakpoints_hit as u8;
+        }
         state.events.exception = self.pending_exception.map(|exception| PendingException { exception });
         self.save_vector(&mut state.xsave);
         self.save_system(&mut state);
@@ -140,6 +143,7 @@ impl Cpu {
             | u8::from(state.events.mov_ss_shadow) * crate::cpu::shadow::MOV_SS;
         self.pending_exception = state.events.exception.map(|pending| pending.exception);
         self.repeating = false;
+        self.mmu.breakpoints_hit = (state.events.breakpoints & 0xf).into();
         self.flags.set_bits(state.rflags);
         self.system_flags = state.rflags & !RFlags::ARITHMETIC.bits() | RFlags::FIXED.bits();
         self.cpl = self.privilege_of_state();

@@ -61,12 +61,12 @@ fn program() -> (Vec<u8>, u64) {
         write_msr(0x838, 30_000),     // every 30 instructions
         vec![0x31, 0xdb, 0xdb, 0xe3], // xor ebx, ebx; fninit
         vec![0xb8, 0x28, 0x60, 0, 0], // mov eax, DATA + 28h
-        vec![0x0f, 0x23, 0xc0],       // mov dr0, rax: written by FSTP below
+        vec![0x0f, 0x23, 0xc0],       // mov dr0, rax: accessed below
     ]
     .concat();
     let watched_code = code.len() + 2;
     code.extend([0xb8, 0, 0, 0, 0, 0x0f, 0x23, 0xc8]); // mov eax, code; mov dr1, rax
-    code.extend([0xb8, 0x05, 0x04, 0x09, 0x00, 0x0f, 0x23, 0xf8]); // mov eax, 90405h; mov dr7, rax
+    code.extend([0xb8, 0x05, 0x04, 0x0b, 0x00, 0x0f, 0x23, 0xf8]); // mov eax, b0405h; mov dr7, rax
     let start = code.len();
     code.extend([0xfb, 0xff, 0xc3]); // sti; inc ebx
     code.extend([0x69, 0xc3, 0x6d, 0x4e, 0xc6, 0x41]); // imul eax, ebx, 41c64e6dh
@@ -77,6 +77,8 @@ fn program() -> (Vec<u8>, u64) {
     code.extend([0xf2, 0x0f, 0x59, 0xc8]); // mulsd xmm1, xmm0
     code.extend([0xc5, 0xec, 0x58, 0xd0]); // vaddps ymm2, ymm2, ymm0
     code.extend([0x66, 0x8c, 0xd0, 0x8e, 0xd0, 0x90]); // mov ax, ss; mov ss, ax; nop
+    code.extend([0x66, 0x89, 0x04, 0x25, 0x2c, 0x60, 0, 0]); // mov [DATA + 2ch], ax: watched
+    code.extend([0x8e, 0x14, 0x25, 0x2c, 0x60, 0, 0, 0x90]); // mov ss, [DATA + 2ch]; nop: the trap comes behind
     code.push(0xcc); // int3
     code.extend([0xbf, 0, 0, 0, 0x40, 0x8a, 0x47, 0]); // mov edi, 40000000h; mov al, [rdi+0]: a page fault
     code.extend([0xbe, 0, 0x80, 0, 0, 0xbf, 0, 0x62, 0, 0, 0xb9, 40, 0, 0, 0, 0xf3, 0xa4]); // rep movsb

@@ -237,10 +237,10 @@ fn a_stock_kernel_goes_on_in_a_fresh_machine() {
         settings.boot.append = format!("console=ttyS0 vireo.test=work,{STEPS}");
         settings
     };
-    let (mut machine, mut events) = Machine::new(settings(true)).unwrap();
+    let (machine, _unheard) = Machine::new(settings(true)).unwrap();
     machine.resume();
     console.wait_for("smpboot: Total of 2 processors activated");
-    (machine, events) = move_on(machine, settings(true));
+    let (mut machine, mut events) = move_on(machine, settings(true));
     for (text, translate) in [("vireo-work 5 ", false), ("vireo-work 8 ", true)] {
         console.wait_for(text);
         (machine, events) = move_on(machine, settings(translate));

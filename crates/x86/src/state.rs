@@ -129,6 +129,9 @@ pub struct PendingEvents {
     /// A message asked for an interrupt of the PIC (delivery mode ExtINT).
     #[serde(default)]
     pub ext_int: bool,
+    /// Data breakpoints (bits 0 to 3 of DR6) that the MOV SS or POP SS before hit: its shadow holds the trap back.
+    #[serde(default)]
+    pub breakpoints: u8,
 }
 
 /// The XSAVE area in the standard (non-compacted) format (SDM 1 13.4): 512 bytes of FXSAVE image, the

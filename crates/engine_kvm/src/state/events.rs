@@ -80,6 +80,7 @@ pub(super) fn from_kvm(
         init: false,
         start_up: None,
         ext_int: false,
+        breakpoints: 0,
     })
 }
 

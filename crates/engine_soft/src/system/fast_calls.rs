@@ -1,6 +1,6 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM 2B, SDM 3A 5.8.7, 5.8.8).
 
-use crate::cpu::{Cpu, Flow, Stop, gpr, seg};
+use crate::cpu::{Cpu, Flow, gpr, seg};
 use crate::insn::Insn;
 use x86::{Cr0, Efer, RFlags, Segment, SegmentAttributes};
 

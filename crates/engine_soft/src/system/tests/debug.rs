@@ -164,6 +164,25 @@ fn data_breakpoints() {
     }
 }
 
+/// What MOV SS and POP SS hit is told of behind the next instruction, even if that is in a handler (SDM 3A 6.8.3).
+#[test]
+fn breakpoints_in_the_shadow_of_the_stack_segment() {
+    // mov ss, [ebx]; nop; nop and pop ss; nop; nop, then with INT 40h
+    for (code, at) in [
+        (&[0x8e, 0x13, 0x90, 0x90, 0xf4][..], CODE + 3),
+        (&[0x17, 0x90, 0x90, 0xf4], CODE + 2),
+        (&[0x8e, 0x13, 0xcd, 0x40], HANDLERS + 0x400),
+    ] {
+        let mut rig = Rig::new();
+        rig.put32(STACK, DATA0.into());
+        rig.state.gprs[3] = STACK;
+        (rig.state.dr[0], rig.state.dr7) = (STACK, 0x401 | 3 << 16);
+        let ran = rig.run(code);
+        assert_eq!((ran.end(), ran.frame()[0]), (DB, at as u32), "{code:x?}");
+        assert_eq!(ran.cpu.dr6 & TELLS, 1, "{code:x?}");
+    }
+}
+
 /// Breakpoints on ports need CR4.DE: (LEN, DR0, instruction, hit).
 #[test]
 fn port_breakpoints() {

@@ -25,7 +25,8 @@ fn calls_to_an_inner_level_copy_parameters() {
     let rig = Rig::user(0);
     rig.describe(GATE, gate(CODE0, TARGET, 0xec, 2));
     rig.put(TARGET, &[0xf4]);
-    (rig.put32(STACK, 0x1111), rig.put32(STACK + 4, 0x2222));
+    rig.put32(STACK, 0x1111);
+    rig.put32(STACK + 4, 0x2222);
     let ran = rig.run(&call());
     assert_eq!((ran.cpu.rip(), ran.cpu.cpl, ran.cpu.gpr(4)), (TARGET + 1, 0, STACK0 - 24));
     let stack = [CODE as u32 + 7, CODE3.into(), 0x1111, 0x2222, STACK as u32, DATA3.into()];
@@ -49,7 +50,8 @@ fn sixteen_bit_gates() {
     let rig = Rig::user(0);
     rig.describe(GATE, gate(CODE0, 0xffff_0000 | TARGET, 0xe4, 2));
     rig.put(TARGET, &[0xf4]);
-    (rig.put16(STACK, 0x1111), rig.put16(STACK + 2, 0x2222));
+    rig.put16(STACK, 0x1111);
+    rig.put16(STACK + 2, 0x2222);
     let ran = rig.run(&call());
     assert_eq!((ran.cpu.rip(), ran.cpu.gpr(4)), (TARGET + 1, STACK0 - 12));
     let halves: [u16; 6] = std::array::from_fn(|at| u16::from_le_bytes(rig.get(STACK0 - 12 + 2 * at as u64)));
@@ -157,7 +159,8 @@ fn checks_of_the_inner_stack() {
     rig.describe(GATE, gate(SEGMENT | 1, TARGET, 0xec, 0));
     rig.describe(SEGMENT, entry(0xbb));
     rig.describe(STACK_SEGMENT, descriptor(0, 0x10, 0xb3, 4));
-    (rig.put32(TSS + 0xc, 0x8000), rig.put32(TSS + 0x10, u32::from(STACK_SEGMENT | 1)));
+    rig.put32(TSS + 0xc, 0x8000);
+    rig.put32(TSS + 0x10, u32::from(STACK_SEGMENT | 1));
     assert_eq!(rig.run(&call()).end(), End::Code(12, STACK_SEGMENT.into()));
 }
 

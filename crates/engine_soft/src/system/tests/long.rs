@@ -22,7 +22,8 @@ fn long_rig(ring: u16) -> Rig {
     rig.put64(GDT + 0x30, 0);
     for vector in 0..=0xff_u64 {
         let [low, high] = gate64(CODE0, HANDLERS + 16 * vector, 0xee, 0);
-        (rig.put64(IDT + 16 * vector, low), rig.put64(IDT + 16 * vector + 8, high));
+        rig.put64(IDT + 16 * vector, low);
+        rig.put64(IDT + 16 * vector + 8, high);
     }
     rig.state.idtr.limit = 0xfff;
     rig.put64(TSS + 4, STACK0);
@@ -45,7 +46,8 @@ fn quads<const N: usize>(ran: &Ran) -> [u64; N] {
 }
 
 fn set_gate(rig: &Rig, vector: u64, [low, high]: [u64; 2]) {
-    (rig.put64(IDT + 16 * vector, low), rig.put64(IDT + 16 * vector + 8, high));
+    rig.put64(IDT + 16 * vector, low);
+    rig.put64(IDT + 16 * vector + 8, high);
 }
 
 /// 6.14.4 and 6.14.5: which stack a handler gets, aligned, with SS:RSP in every frame.
@@ -116,10 +118,12 @@ fn call_gates() {
     let with = |ring, access, selector, code, upper| {
         let rig = long_rig(ring);
         let [low, high] = gate64(selector, TARGET, access, 2);
-        (rig.put64(GDT + u64::from(SLOT), low), rig.put64(GDT + u64::from(SLOT) + 8, high | upper));
+        rig.put64(GDT + u64::from(SLOT), low);
+        rig.put64(GDT + u64::from(SLOT) + 8, high | upper);
         rig.describe(SECOND, code);
         // The far pointer of CALL: 32-bit offset, selector.
-        (rig.put32(0x5800, 0xffff_ffff), rig.put16(0x5804, SLOT | ring));
+        rig.put32(0x5800, 0xffff_ffff);
+        rig.put16(0x5804, SLOT | ring);
         rig.put(TARGET, &[0xf4]);
         rig
     };
@@ -148,7 +152,8 @@ fn call_gates() {
     }
     // A TSS is no target of a CALL here.
     let rig = long_rig(0);
-    (rig.put32(0x5800, 0), rig.put16(0x5804, TASK_A));
+    rig.put32(0x5800, 0);
+    rig.put16(0x5804, TASK_A);
     assert_eq!(rig.run(&call).end(), End::Code(13, TASK_A.into()));
 }
 
@@ -329,7 +334,8 @@ fn operands_of_invpcid() {
     ] {
         let mut rig = long_rig(0);
         rig.state.cr4 |= if pcide { Cr4::PCIDE.bits() } else { 0 };
-        (rig.put64(0x5800, low), rig.put64(0x5808, linear));
+        rig.put64(0x5800, low);
+        rig.put64(0x5808, linear);
         rig.state.gprs[0] = kind;
         let ran = rig.run(&[0x66, 0x0f, 0x38, 0x82, 0x04, 0x25, 0, 0x58, 0, 0, 0xf4]);
         assert_eq!(ran.end(), wanted, "PCIDE {pcide}, type {kind:#x}, {low:#x}, {linear:#x}");

@@ -6,7 +6,9 @@ mod far_transfers;
 mod gates;
 mod long;
 mod ports;
+mod real_mode;
 mod rig;
+mod selectors;
 mod tasks;
 mod virtual_8086;
 

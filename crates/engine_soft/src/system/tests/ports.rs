@@ -69,7 +69,8 @@ fn levels_and_missing_bitmaps() {
     rig.put16(TSS + 0x66, 0x68);
     rig.state.segments.tr.attributes.0 = 0x83;
     // Its stack of ring 0 is elsewhere.
-    (rig.put16(TSS + 2, STACK0 as u16), rig.put16(TSS + 4, DATA0));
+    rig.put16(TSS + 2, STACK0 as u16);
+    rig.put16(TSS + 4, DATA0);
     assert_eq!(run(&rig), GP, "a 16-bit TSS has none");
 }
 

@@ -28,9 +28,6 @@ pub const TASK_A: u16 = 0x28;
 /// The first selector that tests fill in.
 pub const FREE: u16 = 0x30;
 
-/// P, DPL and type as a descriptor's byte 5 has them.
-pub const P: u64 = 0x80;
-
 /// A segment descriptor; `flags` is the upper half of byte 6 (G, D/B, L, AVL).
 pub fn descriptor(base: u64, limit: u64, access: u64, flags: u64) -> u64 {
     limit & 0xffff
@@ -207,7 +204,7 @@ impl Ran {
         }
         let rip = self.cpu.rip();
         let halted = rip.wrapping_sub(HANDLERS + 1);
-        if self.exit != VmExit::Halted || halted % 16 != 0 || halted / 16 > 0xff {
+        if self.exit != VmExit::Halted || !halted.is_multiple_of(16) || halted / 16 > 0xff {
             return End::Ran;
         }
         let vector = (halted / 16) as u8;
