@@ -5,47 +5,28 @@
 //! address and `fetch_key`, which names address space, privilege and code size, so that a change of any
 //! translation misses. A block may run while the generations of its pages are those it was decoded at.
 //!
-//! Blocks are only freed by [`CodeCache::clear`], which only block lookup calls: the running block is alive.
+//! Blocks are only forgotten by [`Arena::make_room`], which only block lookup calls: the running block is alive.
 #![expect(unsafe_code, reason = "keeps raw pointers to blocks and to page generations")]
+
+mod arena;
+
+pub(crate) use arena::Block;
 
 use crate::cpu::{Cpu, Fault, seg};
 use crate::decode::{self, Decoded};
 use crate::insn::Insn;
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU32, Ordering};
+use arena::{Arena, Origin};
+use std::hash::Hasher;
+use std::sync::atomic::AtomicU32;
 use x86::Exception;
 
 /// Instructions in a block, at most.
 const LONGEST_BLOCK: usize = 64;
-/// Decoded instructions after which everything is forgotten: about 10 MiB with their blocks, for each processor.
-const CAPACITY: usize = 1 << 17;
 const JUMP_SIZE: usize = 1 << 14;
 /// Longest instruction in bytes (SDM 2A 2.3.11).
 pub(crate) const LONGEST_INSN: usize = 15;
 
 static NO_GENERATION: AtomicU32 = AtomicU32::new(0);
-
-/// Straight-line decoded code.
-pub(crate) struct Block {
-    /// Its instructions; never empty.
-    pub insns: Box<[Insn]>,
-    /// Length in bytes.
-    pub bytes: u32,
-    generations: [(*const AtomicU32, u32); 2],
-    /// Page of the last byte, if that is another.
-    second: Option<u64>,
-}
-
-impl Block {
-    #[inline(always)]
-    fn is_current(&self) -> bool {
-        self.generations.iter().all(|&(cell, decoded)| {
-            // SAFETY: points into the tracker of a region that `Cpu::memory` keeps alive, or to a static.
-            unsafe { (*cell).load(Ordering::Relaxed) == decoded }
-        })
-    }
-}
 
 #[derive(Clone, Copy)]
 struct JumpEntry {
@@ -84,18 +65,16 @@ pub struct CodeCounts {
     pub decoded: u64,
     /// Blocks that were stale.
     pub stale: u64,
-    /// Times the cache was full.
-    pub clears: u64,
+    /// Times the oldest blocks were forgotten to make room.
+    pub evictions: u64,
 }
 
 /// All blocks of one processor.
 pub(crate) struct CodeCache {
     jumps: Box<[JumpEntry]>,
-    blocks: HashMap<u64, Box<Block>, BuildHasherDefault<AddressHasher>>,
-    insns: usize,
-    /// Blocks that were replaced while something may still point at them.
-    #[expect(clippy::vec_box, reason = "blocks keep their addresses while others point at them")]
-    retired: Vec<Box<Block>>,
+    arena: Arena,
+    /// The instructions that are being decoded; kept for its memory.
+    insns: Vec<Insn>,
     pub counts: CodeCounts,
 }
 
@@ -103,19 +82,22 @@ impl CodeCache {
     pub fn new() -> Self {
         CodeCache {
             jumps: vec![NO_JUMP; JUMP_SIZE].into_boxed_slice(),
-            blocks: HashMap::default(),
-            insns: 0,
-            retired: Vec::new(),
+            arena: Arena::new(),
+            insns: Vec::with_capacity(LONGEST_BLOCK),
             counts: CodeCounts::default(),
         }
     }
 
-    /// Forgets everything. Only between blocks.
-    pub fn clear(&mut self) {
-        self.jumps.fill(NO_JUMP);
-        self.blocks.clear();
-        self.retired.clear();
-        self.insns = 0;
+    /// Keeps what was decoded. Only between blocks.
+    fn insert(&mut self, origin: &Origin) -> *const Block {
+        if let Some(gone) = self.arena.make_room(self.insns.len()) {
+            self.counts.evictions += 1;
+            for jump in self.jumps.iter_mut().filter(|jump| gone.contains(&(jump.block as usize))) {
+                *jump = NO_JUMP;
+            }
+        }
+        self.counts.decoded += 1;
+        self.arena.insert(origin, &self.insns)
     }
 
     #[inline(always)]
@@ -149,29 +131,33 @@ impl Cpu {
         self.check_fetch(0)?;
         let physical = self.fetch_physical(linear)?;
         let key = physical << 2 | u64::from(self.code_size >> 5);
-        let found = self.code.blocks.get(&key).map(|block| (block.is_current(), block.second, block.bytes));
-        let usable = match found {
-            Some((true, second, bytes)) => self.same_second_page(second, bytes, linear)?,
-            Some((false, ..)) => {
+        let mut usable = None;
+        if let Some(found) = self.code.arena.find(key) {
+            // SAFETY: nothing is inserted before the last use.
+            let block = unsafe { &*found };
+            if !block.is_current() {
                 self.code.counts.stale += 1;
-                false
+            } else if self.same_second_page(block, linear)? {
+                usable = Some(found);
             }
-            None => false,
-        };
-        let block: *const Block = match self.code.blocks.get(&key) {
-            Some(block) if usable => &raw const **block,
-            _ => self.make_block(key, linear, physical)?,
+        }
+        let block = match usable {
+            Some(block) => block,
+            None => {
+                let origin = self.decode_block(key, linear, physical)?;
+                self.code.insert(&origin)
+            }
         };
         let key = self.mmu.fetch_key;
         self.code.jumps[CodeCache::jump_slot(linear)] = JumpEntry { linear, key, block };
         Ok(block)
     }
 
-    fn same_second_page(&mut self, second: Option<u64>, bytes: u32, linear: u64) -> Result<bool, Fault> {
-        let Some(second) = second else { return Ok(true) };
-        let last = linear.wrapping_add(u64::from(bytes) - 1);
-        self.check_fetch(u64::from(bytes) - 1)?;
-        Ok(self.fetch_physical(last)? & !0xfff == second)
+    fn same_second_page(&mut self, block: &Block, linear: u64) -> Result<bool, Fault> {
+        let Some(second) = block.second() else { return Ok(true) };
+        let distance = block.bytes() - 1;
+        self.check_fetch(distance)?;
+        Ok(self.fetch_physical(linear.wrapping_add(distance))? & !0xfff == second)
     }
 
     /// `#GP(0)` if the byte at a distance from RIP is behind the code segment's limit. That comes before its page.
@@ -181,22 +167,6 @@ impl Cpu {
             return Err(self.gp(0));
         }
         Ok(())
-    }
-
-    fn make_block(&mut self, key: u64, linear: u64, physical: u64) -> Result<*const Block, Fault> {
-        if self.code.insns > CAPACITY {
-            self.code.counts.clears += 1;
-            self.code.clear();
-        }
-        let block = Box::new(self.decode_block(linear, physical)?);
-        self.code.counts.decoded += 1;
-        self.code.insns += block.insns.len();
-        let pointer: *const Block = &raw const *block;
-        if let Some(old) = self.code.blocks.insert(key, block) {
-            // The jump cache may still hold it.
-            self.code.retired.push(old);
-        }
-        Ok(pointer)
     }
 
     /// Marks the page as code and returns where its generation is counted, and the count.
@@ -210,51 +180,49 @@ impl Cpu {
         marked.unwrap_or((&raw const NO_GENERATION, u32::MAX))
     }
 
-    fn decode_block(&mut self, linear: u64, physical: u64) -> Result<Block, Fault> {
+    /// Decodes to `code.insns`.
+    fn decode_block(&mut self, key: u64, linear: u64, physical: u64) -> Result<Origin, Fault> {
         let generation = self.mark_code(physical);
         let room = 0x1000 - (physical & 0xfff) as usize;
-        let mut page = [0; 0x1000];
-        let page = &mut page[..room.min(LONGEST_BLOCK * LONGEST_INSN)];
+        let mut page = [0; LONGEST_BLOCK * LONGEST_INSN];
+        let longest = room.min(page.len());
+        let page = &mut page[..longest];
         self.read_physical(physical, page);
-        let mut insns = Vec::with_capacity(16);
+        self.code.insns.clear();
         let mut at = 0;
-        while at < page.len() && insns.len() < LONGEST_BLOCK {
+        while at < page.len() && self.code.insns.len() < LONGEST_BLOCK {
             match decode::decode(&self.system, &page[at..], self.code_size) {
                 Decoded::Insn { insn, ends_block } => {
                     at += usize::from(insn.len);
-                    insns.push(insn);
+                    self.code.insns.push(insn);
                     if ends_block {
                         break;
                     }
                 }
                 Decoded::NeedsMore => break,
                 Decoded::TooLong => {
-                    if insns.is_empty() {
+                    if self.code.insns.is_empty() {
                         return Err(self.raise(Exception::gp(0)));
                     }
                     break;
                 }
             }
         }
-        if insns.is_empty() {
-            return self.decode_across(linear, &page[..room.min(LONGEST_INSN)], generation);
+        if self.code.insns.is_empty() {
+            return self.decode_across(key, linear, &page[..longest.min(LONGEST_INSN)], generation);
         }
         let nothing = (&raw const NO_GENERATION, 0);
-        Ok(Block {
-            insns: insns.into_boxed_slice(),
-            bytes: at as u32,
-            generations: [generation, nothing],
-            second: None,
-        })
+        Ok(Origin { key, bytes: at as u16, generations: [generation, nothing], second: None })
     }
 
     /// One instruction whose bytes continue on the next page.
     fn decode_across(
         &mut self,
+        key: u64,
         linear: u64,
         head: &[u8],
         first: (*const AtomicU32, u32),
-    ) -> Result<Block, Fault> {
+    ) -> Result<Origin, Fault> {
         self.check_fetch(head.len() as u64)?;
         let mut next = linear.wrapping_add(head.len() as u64);
         if !self.long64 {
@@ -267,12 +235,11 @@ impl Cpu {
         low.copy_from_slice(head);
         self.read_physical(physical, high);
         match decode::decode(&self.system, &bytes, self.code_size) {
-            Decoded::Insn { insn, .. } => Ok(Block {
-                insns: Box::new([insn]),
-                bytes: u32::from(insn.len),
-                generations: [first, second],
-                second: Some(physical & !0xfff),
-            }),
+            Decoded::Insn { insn, .. } => {
+                self.code.insns.push(insn);
+                let bytes = u16::from(insn.len);
+                Ok(Origin { key, bytes, generations: [first, second], second: Some(physical & !0xfff) })
+            }
             _ => Err(self.raise(Exception::gp(0))),
         }
     }

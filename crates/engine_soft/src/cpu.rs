@@ -31,6 +31,8 @@ pub mod gpr {
     pub const ZERO: u8 = 128;
     /// The instruction pointer, as a base of RIP-relative operands.
     pub const RIP: u8 = 136;
+    /// Always 2³¹: the index of RIP-relative operands whose displacement from the start is too large for 32 bits.
+    pub const HALF: u8 = 144;
 }
 
 /// Segment numbers, in encoding order.
@@ -91,7 +93,7 @@ pub const REGISTER_WORDS: usize = 33;
 /// One logical processor.
 #[repr(C)]
 pub struct Cpu {
-    /// RAX…R15 by encoding, then the zero register and RIP; the rest is padding. See [`gpr`].
+    /// RAX…R15 by encoding, then the zero register, RIP and 2³¹; the rest is padding. See [`gpr`].
     pub regs: [u64; REGISTER_WORDS],
     /// The six arithmetic flags.
     pub flags: LazyFlags,

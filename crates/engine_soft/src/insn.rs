@@ -21,19 +21,19 @@ pub const MEMORY: u8 = 1 << 3;
 pub struct Insn {
     /// What executes it.
     pub handler: Handler,
-    /// Displacement, sign-extended; relative to this instruction's start for RIP-relative operands.
-    pub disp: u64,
     /// Immediate, sign-extended as the instruction wants; branch displacement from the next instruction; far
     /// pointers: offset in bits 0–31, selector in 32–47. A second immediate (ENTER) is in bits 32–47.
     pub imm: u64,
-    /// Mask of the effective address: address size.
-    pub address_mask: u64,
+    /// Displacement; relative to this instruction's start for RIP-relative operands.
+    pub disp: i32,
     /// Base register (byte offset).
     pub base: u8,
     /// Index register (byte offset).
     pub index: u8,
-    /// log2 of the scale.
-    pub scale: u8,
+    /// log2 of the scale in bits 0–1, mode size of the code (16, 32 or 64) in bits 4–6.
+    pub form: u8,
+    /// Bits of an effective address that its size leaves out: 0, 32 or 48.
+    pub address_cut: u8,
     /// Segment of the memory operand, 0–5.
     pub segment: u8,
     /// First register operand: operand 0 if that is a register, else operand 1.
@@ -50,19 +50,39 @@ pub struct Insn {
     pub operand_size: u8,
     /// Free for the handler's group (x87 and SIMD decoders).
     pub extra: u8,
-    /// Mode size of the code: 16, 32 or 64.
-    pub code_size: u8,
 }
+
+// Thousands of them are kept: two a cache line.
+const _: () = assert!(size_of::<Insn>() == 32);
 
 impl Insn {
     /// Address size in bytes.
     #[inline(always)]
     pub fn address_size(&self) -> u8 {
-        match self.address_mask {
-            u64::MAX => 8,
-            0xffff => 2,
-            _ => 4,
-        }
+        (64 - self.address_cut) / 8
+    }
+    /// Sets the address size: 2, 4 or 8 bytes.
+    pub fn set_address_size(&mut self, bytes: u8) {
+        self.address_cut = 64 - 8 * bytes;
+    }
+    /// Mask of the effective address.
+    #[inline(always)]
+    pub fn address_mask(&self) -> u64 {
+        u64::MAX >> (self.address_cut & 63)
+    }
+    /// log2 of the scale.
+    #[inline(always)]
+    pub fn scale(&self) -> u8 {
+        self.form & 3
+    }
+    /// Sets log2 of the scale.
+    pub fn set_scale(&mut self, scale: u8) {
+        self.form = self.code_size() | scale & 3;
+    }
+    /// Mode size of the code: 16, 32 or 64.
+    #[inline(always)]
+    pub fn code_size(&self) -> u8 {
+        self.form & 0x70
     }
     /// Whether the operand is in memory.
     #[inline(always)]

@@ -123,8 +123,7 @@ impl Cpu {
                 Err(_) => return self.deliver_stashed(),
             };
             // SAFETY: valid until the next lookup.
-            let block = unsafe { &*block };
-            let range = block.insns.as_ptr_range();
+            let range = unsafe { Block::insns(block) }.as_ptr_range();
             self.block_end = range.end as usize;
             if !self.long64 {
                 self.check_code_limit(block)?;
@@ -195,15 +194,17 @@ impl Cpu {
     }
 
     /// Shortens the block to what lies inside the code segment's limit.
-    fn check_code_limit(&mut self, block: &Block) -> Result<(), Stop> {
+    fn check_code_limit(&mut self, block: *const Block) -> Result<(), Stop> {
+        // SAFETY: the running block, from the last lookup.
+        let (bytes, insns) = unsafe { ((*block).bytes(), Block::insns(block)) };
         let limit = u64::from(self.segments[usize::from(seg::CS)].limit);
         let rip = self.rip();
-        if rip.wrapping_add(u64::from(block.bytes) - 1) <= limit {
+        if rip.wrapping_add(bytes - 1) <= limit {
             return Ok(());
         }
         let mut end = rip;
         let mut count = 0;
-        for insn in &block.insns {
+        for insn in insns {
             end = end.wrapping_add(u64::from(insn.len));
             if end.wrapping_sub(1) > limit {
                 break;
@@ -216,7 +217,7 @@ impl Cpu {
             // RIP is at the handler now: look it up.
             return Err(Stop::Again);
         }
-        self.block_end = block.insns.as_ptr() as usize + count * size_of::<Insn>();
+        self.block_end = insns.as_ptr() as usize + count * size_of::<Insn>();
         Ok(())
     }
 
@@ -231,8 +232,6 @@ impl Cpu {
             return self.deliver_stashed();
         }
         let Ok(block) = self.find_block() else { return self.deliver_stashed() };
-        // SAFETY: valid until the next lookup.
-        let block = unsafe { &*block };
         self.block_end = 0;
         if !self.long64 {
             self.check_code_limit(block)?;
@@ -243,7 +242,9 @@ impl Cpu {
         if before & shadow::MOV_SS == 0 {
             self.mmu.breakpoints_hit = 0;
         }
-        let result = self.run_block(block.insns.as_ptr());
+        // SAFETY: valid until the next lookup.
+        let start = unsafe { Block::insns(block) }.as_ptr();
+        let result = self.run_block(start);
         self.shadow_or_trap(result, single, resume)
     }
 

@@ -1,7 +1,7 @@
 //! A new processor, and loading and saving of its state.
 
 use crate::code::CodeCache;
-use crate::cpu::{Cpu, REGISTER_WORDS, seg};
+use crate::cpu::{Cpu, gpr, seg};
 use crate::flags::LazyFlags;
 use crate::mmu::Mmu;
 use crate::system::SystemState;
@@ -20,7 +20,7 @@ impl Cpu {
         physical_bits: u32,
     ) -> Box<Cpu> {
         let mut cpu = Box::new(Cpu {
-            regs: [0; REGISTER_WORDS],
+            regs: std::array::from_fn(|word| if word == usize::from(gpr::HALF) / 8 { 1 << 31 } else { 0 }),
             flags: LazyFlags::default(),
             system_flags: RFlags::FIXED.bits(),
             block_end: 0,

@@ -70,7 +70,7 @@ impl Cpu {
             ("block_misses", code.misses),
             ("blocks_decoded", code.decoded),
             ("blocks_stale", code.stale),
-            ("code_cache_clears", code.clears),
+            ("code_cache_evictions", code.evictions),
         ];
         ExitCounts {
             instructions: Some(self.instructions),

@@ -142,6 +142,11 @@ fn resident(options: &BenchOptions) -> Result<()> {
     let bound = options.bound(OVERHEAD_MIB);
     println!("rss: Debian at its login prompt, 512 MiB, 2 vCPUs, {}", options.engine().join(" "));
     println!("rss: resident {:.1} MiB, of it guest memory {:.1} MiB", mib(usage.resident), mib(usage.guest));
+    println!(
+        "rss: of the rest, program and libraries {:.1} MiB, heap and stacks {:.1} MiB",
+        mib(usage.files),
+        mib(usage.resident - usage.guest - usage.files)
+    );
     println!("rss: beyond guest memory {overhead:.1} MiB (bound {bound})");
     keep(overhead <= bound, "resident memory")
 }
@@ -154,6 +159,8 @@ fn mib(kib: u64) -> f64 {
 struct MemoryUse {
     resident: u64,
     guest: u64,
+    /// Mapped from files: the program and its libraries.
+    files: u64,
 }
 
 impl MemoryUse {
@@ -161,16 +168,19 @@ impl MemoryUse {
     /// translated code.
     fn of(pid: u32, guest_kib: u64) -> Result<Self> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).context("Cannot read smaps")?;
-        let (mut resident, mut guest, mut is_guest) = (0, 0, false);
+        let (mut resident, mut guest, mut files) = (0, 0, 0);
+        let (mut is_guest, mut is_file) = (false, false);
         for line in text.lines() {
             let mut words = line.split_whitespace();
             let first = words.next().unwrap_or_default();
             if first.contains('-') && !first.ends_with(':') {
                 is_guest = line.contains("/memfd:") && !line.contains("/memfd:vireo-translations");
+                is_file = !line.contains("/memfd:") && line.contains(" /");
             } else if first == "Rss:" {
                 let kib: u64 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
                 resident += kib;
                 guest += if is_guest { kib } else { 0 };
+                files += if is_file { kib } else { 0 };
             }
         }
         if guest == 0 || guest > guest_kib {
@@ -178,7 +188,7 @@ impl MemoryUse {
                 "Cannot tell the guest's memory from the process's own: {guest} KiB in shared memory files"
             );
         }
-        Ok(Self { resident, guest })
+        Ok(Self { resident, guest, files })
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn select(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
     use Mnemonic as M;
     let far = matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32);
     let near = matches!(i.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
-    let long = insn.code_size == 64;
+    let long = insn.code_size() == 64;
     Some(match i.mnemonic() {
         _ if i.is_jcc_short_or_near() => JCC[usize::from(condition_number(i.condition_code()))],
         M::Jmp if near => jmp,

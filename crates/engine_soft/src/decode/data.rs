@@ -5,12 +5,12 @@ use super::{size_of_operand, sized};
 use crate::insn::{Handler, Insn};
 use crate::interp::bits::{movbe_load, movbe_store};
 use crate::interp::data::{
-    carry_flag, cmov, direction_flag, enter, extend_m, extend_r, fence, lahf, lea, leave, mov_mi, mov_mr,
-    mov_ri, mov_rm, mov_rr, nop, pause, pop_m, pop_r, pop64_r, popa, popf, push_i, push_m, push_r, push64_r,
-    pusha, pushf, sahf, setcc, sign_extend_a, sign_fill_d, touch, xlat,
+    carry_flag, cmov, direction_flag, enter, extend_m, extend_r, fence, lahf, lea, leave, mov_a_to_absolute,
+    mov_absolute_to_a, mov_mi, mov_mr, mov_ri, mov_rm, mov_rr, nop, pause, pop_m, pop_r, pop64_r, popa, popf,
+    push_i, push_m, push_r, push64_r, pusha, pushf, sahf, setcc, sign_extend_a, sign_fill_d, touch, xlat,
 };
 use crate::interp::io::{port_in, port_out, random};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 pub(super) fn select(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
     moves(i, insn).or_else(|| conditional(i)).or_else(|| stack(i, insn)).or_else(|| flags_and_io(i))
@@ -21,12 +21,24 @@ fn is_general(i: &Instruction, operand: u32) -> bool {
     !is_register || i.op_register(operand).is_gpr()
 }
 
+/// Whether the memory operand is a bare 64-bit address (opcodes A0 to A3), which the decoder leaves in `imm`.
+pub(super) fn is_absolute(i: &Instruction) -> bool {
+    use Code as C;
+    let load =
+        matches!(i.code(), C::Mov_AL_moffs8 | C::Mov_AX_moffs16 | C::Mov_EAX_moffs32 | C::Mov_RAX_moffs64);
+    let store =
+        matches!(i.code(), C::Mov_moffs8_AL | C::Mov_moffs16_AX | C::Mov_moffs32_EAX | C::Mov_moffs64_RAX);
+    (load || store) && i.memory_displ_size() == 8
+}
+
 fn moves(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
     use Mnemonic as M;
     let size = || size_of_operand(i, 0);
     Some(match i.mnemonic() {
         M::Mov if is_general(i, 0) && is_general(i, 1) => match (i.op0_kind(), i.op1_kind()) {
             (OpKind::Register, OpKind::Register) => sized!(size(), mov_rr),
+            (OpKind::Register, OpKind::Memory) if is_absolute(i) => sized!(size(), mov_absolute_to_a),
+            (OpKind::Memory, OpKind::Register) if is_absolute(i) => sized!(size(), mov_a_to_absolute),
             (OpKind::Register, OpKind::Memory) => sized!(size(), mov_rm),
             (OpKind::Register, _) => sized!(size(), mov_ri),
             (_, OpKind::Register) => sized!(size(), mov_mr),
@@ -45,11 +57,7 @@ fn moves(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
         M::Cdq => sign_fill_d::<u32>,
         M::Cqo => sign_fill_d::<u64>,
         M::Xlatb => {
-            insn.address_mask = match i.memory_base() {
-                Register::RBX => u64::MAX,
-                Register::EBX => 0xffff_ffff,
-                _ => 0xffff,
-            };
+            insn.set_address_size(i.memory_base().size() as u8);
             xlat
         }
         _ => return None,
@@ -149,7 +157,7 @@ fn conditional(i: &Instruction) -> Option<Handler> {
 
 fn stack(i: &Instruction, insn: &Insn) -> Option<Handler> {
     use Mnemonic as M;
-    let simple = insn.code_size == 64 && insn.operand_size != 2;
+    let simple = insn.code_size() == 64 && insn.operand_size != 2;
     if !is_general(i, 0) {
         return None;
     }

@@ -140,12 +140,12 @@ fn undefined(cpu: &mut Cpu, _: &Insn) -> Flow {
 fn illegal(len: u8, code_size: u8) -> Insn {
     Insn {
         handler: undefined,
-        disp: 0,
         imm: 0,
-        address_mask: u64::MAX,
+        disp: 0,
         base: gpr::ZERO,
         index: gpr::ZERO,
-        scale: 0,
+        form: code_size,
+        address_cut: 0,
         segment: 3,
         dst: gpr::ZERO,
         src: gpr::ZERO,
@@ -154,7 +154,6 @@ fn illegal(len: u8, code_size: u8) -> Insn {
         flags: 0,
         operand_size: 4,
         extra: 0,
-        code_size,
     }
 }
 
@@ -272,13 +271,13 @@ fn fill(i: &Instruction, bytes: &[u8], code_size: u8) -> Insn {
             }
             OpKind::Memory => fill_memory(i, &mut insn),
             OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => {
-                fill_string(i, &mut insn, 0xffff);
+                fill_string(i, &mut insn, 2);
             }
             OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => {
-                fill_string(i, &mut insn, 0xffff_ffff);
+                fill_string(i, &mut insn, 4);
             }
             OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => {
-                fill_string(i, &mut insn, u64::MAX);
+                fill_string(i, &mut insn, 8);
             }
             _ => {
                 let value = i.immediate(operand);
@@ -294,9 +293,9 @@ fn fill(i: &Instruction, bytes: &[u8], code_size: u8) -> Insn {
     insn
 }
 
-fn fill_string(i: &Instruction, insn: &mut Insn, mask: u64) {
-    insn.address_mask = mask;
-    insn.segment = segment(i, insn.code_size);
+fn fill_string(i: &Instruction, insn: &mut Insn, address_size: u8) {
+    insn.set_address_size(address_size);
+    insn.segment = segment(i, insn.code_size());
     insn.flags |= MEMORY;
 }
 
@@ -316,14 +315,10 @@ fn segment(i: &Instruction, code_size: u8) -> u8 {
 fn fill_memory(i: &Instruction, insn: &mut Insn) {
     let (base, index) = (i.memory_base(), i.memory_index());
     insn.flags |= MEMORY;
-    insn.segment = segment(i, insn.code_size);
+    insn.segment = segment(i, insn.code_size());
     insn.base = register(base);
     insn.index = if index.is_gpr() { register(index) } else { gpr::ZERO };
-    insn.scale = i.memory_index_scale().trailing_zeros() as u8;
-    insn.disp = i.memory_displacement64();
-    if i.is_ip_rel_memory_operand() {
-        insn.disp = insn.disp.wrapping_sub(ORIGIN);
-    }
+    insn.set_scale(i.memory_index_scale().trailing_zeros() as u8);
     let size = if base != Register::None {
         base.size() as u32
     } else if index.is_gpr() {
@@ -331,11 +326,18 @@ fn fill_memory(i: &Instruction, insn: &mut Insn) {
     } else {
         i.memory_displ_size()
     };
-    insn.address_mask = match size {
-        2 => 0xffff,
-        8 => u64::MAX,
-        _ => 0xffff_ffff,
-    };
+    insn.set_address_size(if matches!(size, 2 | 8) { size as u8 } else { 4 });
+    let mut displacement = i.memory_displacement64();
+    if i.is_ip_rel_memory_operand() {
+        displacement = displacement.wrapping_sub(ORIGIN);
+    }
+    // What smaller addresses lose by the cut is masked off anyway.
+    insn.disp = displacement as i32;
+    if data::is_absolute(i) {
+        insn.imm = displacement;
+    } else if size == 8 && insn.disp as u64 != displacement {
+        (insn.index, insn.disp) = (gpr::HALF, displacement.wrapping_sub(1 << 31) as i32);
+    }
 }
 
 /// The ModRM byte of an x87 instruction: FOP keeps it as it was encoded.

@@ -190,7 +190,7 @@ pub fn bit_r<const OP: u8, const IMM: bool, T: Int>(cpu: &mut Cpu, insn: &Insn) 
 pub fn bit_m<const OP: u8, const IMM: bool, T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let index = if IMM { insn.imm & u64::from(T::BITS - 1) } else { cpu.reg::<T>(insn.dst).sx() };
     let step = (index as i64 >> T::BITS.trailing_zeros()) * i64::from(T::BITS / 8);
-    let offset = cpu.address(insn).wrapping_add(step as u64) & insn.address_mask;
+    let offset = cpu.address(insn).wrapping_add(step as u64) & insn.address_mask();
     let bit = index & u64::from(T::BITS - 1);
     let old = if OP == bit_op::BT {
         cpu.load::<T>(insn.segment, offset)?

@@ -30,13 +30,13 @@ fn next(cpu: &Cpu, insn: &Insn) -> u64 {
 /// Bytes of the target of a near branch.
 #[inline(always)]
 fn branch_size(insn: &Insn) -> u8 {
-    if insn.code_size == 64 { 8 } else { insn.operand_size }
+    if insn.code_size() == 64 { 8 } else { insn.operand_size }
 }
 
 /// Checks a branch target and makes it fit the operand size.
 #[inline(always)]
 fn checked(cpu: &mut Cpu, insn: &Insn, target: u64) -> Result<u64, Fault> {
-    if insn.code_size == 64 {
+    if insn.code_size() == 64 {
         return if cpu.is_canonical(target) { Ok(target) } else { Err(cpu.gp(0)) };
     }
     let target = if insn.operand_size == 2 { target & 0xffff } else { target & 0xffff_ffff };
@@ -189,7 +189,7 @@ pub fn bound<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let index = cpu.reg::<T>(insn.dst).sx() as i64;
     let offset = cpu.address(insn);
     let low = cpu.load::<T>(insn.segment, offset)?.sx() as i64;
-    let second = offset.wrapping_add(u64::from(T::BITS / 8)) & insn.address_mask;
+    let second = offset.wrapping_add(u64::from(T::BITS / 8)) & insn.address_mask();
     // Below the lower bound the upper one is not read.
     if index < low || index > cpu.load::<T>(insn.segment, second)?.sx() as i64 {
         return Err(cpu.raise(x86::Exception::plain(x86::Vector::Bound)).into());

@@ -26,6 +26,19 @@ pub fn mov_rm<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     Ok(())
 }
 
+/// MOV AL, AX, EAX or RAX from a bare 64-bit address, which is the immediate.
+pub fn mov_absolute_to_a<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    let value: T = cpu.load(insn.segment, insn.imm)?;
+    value.write(cpu, gpr::RAX);
+    Ok(())
+}
+
+/// MOV to a bare 64-bit address from AL, AX, EAX or RAX.
+pub fn mov_a_to_absolute<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
+    let value = cpu.reg::<T>(gpr::RAX);
+    Ok(cpu.store(insn.segment, insn.imm, value)?)
+}
+
 /// MOV memory, register.
 pub fn mov_mr<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let value = cpu.reg::<T>(insn.dst);
@@ -114,7 +127,7 @@ pub fn sign_fill_d<T: Int>(cpu: &mut Cpu, _: &Insn) -> Flow {
 
 /// XLAT.
 pub fn xlat(cpu: &mut Cpu, insn: &Insn) -> Flow {
-    let offset = cpu.regs[3].wrapping_add(u64::from(cpu.reg::<u8>(gpr::RAX))) & insn.address_mask;
+    let offset = cpu.regs[3].wrapping_add(u64::from(cpu.reg::<u8>(gpr::RAX))) & insn.address_mask();
     let value = cpu.load::<u8>(insn.segment, offset)?;
     cpu.set_reg(gpr::RAX, value);
     Ok(())
@@ -138,7 +151,7 @@ pub fn pop64_r(cpu: &mut Cpu, insn: &Insn) -> Flow {
 
 /// Size of a stack operand: never 32 bits in 64-bit mode.
 fn stack_size(insn: &Insn) -> u8 {
-    if insn.code_size == 64 && insn.operand_size == 4 { 8 } else { insn.operand_size }
+    if insn.code_size() == 64 && insn.operand_size == 4 { 8 } else { insn.operand_size }
 }
 
 /// PUSH register, any mode.

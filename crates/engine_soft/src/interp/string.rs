@@ -18,13 +18,13 @@ const BATCH: u64 = 64;
 /// Masked index register.
 #[inline(always)]
 fn index(cpu: &Cpu, insn: &Insn, register: u8) -> u64 {
-    cpu.reg::<u64>(register) & insn.address_mask
+    cpu.reg::<u64>(register) & insn.address_mask()
 }
 
 /// Writes a register at the address size.
 #[inline(always)]
 fn set_index(cpu: &mut Cpu, insn: &Insn, register: u8, value: u64) {
-    cpu.write_gpr(register, insn.address_size(), value & insn.address_mask);
+    cpu.write_gpr(register, insn.address_size(), value & insn.address_mask());
 }
 
 /// Moves an index register by `elements`.
@@ -59,7 +59,7 @@ fn repeat(
     // In the stepping loop, one element is one step.
     let single = cpu.block_end == 0;
     let mut left = index(cpu, insn, gpr::RCX);
-    if insn.address_mask == 0xffff_ffff {
+    if insn.address_size() == 4 {
         set_index(cpu, insn, gpr::RCX, left);
         for &register in pointers {
             let pointer = index(cpu, insn, register);
@@ -91,7 +91,7 @@ fn repeat(
 #[inline(always)]
 fn room<T: Int>(insn: &Insn, offset: u64, linear: u64) -> u64 {
     let in_page = 0x1000 - (linear & 0xfff);
-    let in_space = (insn.address_mask - offset).saturating_add(1);
+    let in_space = (insn.address_mask() - offset).saturating_add(1);
     in_page.min(in_space) / u64::from(T::BITS / 8)
 }
 

@@ -218,3 +218,34 @@ fn a_saved_state_loads_again() {
     again.set_gpr(0, 0);
     assert_ne!(again.save(), saved);
 }
+
+/// Displacements that 32 signed bits do not hold: a bare 64-bit address, and RIP-relative counted from the start of the
+/// instruction. FS brings both back to mapped memory.
+#[test]
+fn wide_displacements_reach_their_address() {
+    const FAR: u64 = 0x1234_5678_9abc_def0;
+    let with_fs = |base: u64| {
+        let mut state = long_state();
+        state.segments.fs.base = base;
+        state.gprs[0] = 0x1122_3344_5566_7788;
+        state
+    };
+    let mut absolute = with_fs(DATA.wrapping_sub(FAR));
+    absolute.gprs[1] = DATA;
+    let cpu = run_steps(&absolute, 64, 4, |a| {
+        a.db(&[0x64, 0x48, 0xa3])?; // mov fs:[FAR], rax
+        a.dq(&[FAR])?;
+        a.xor(eax, eax)?;
+        a.db(&[0x64, 0x66, 0xa1])?; // mov ax, fs:[FAR]
+        a.dq(&[FAR])?;
+        a.mov(rbx, qword_ptr(rcx))
+    });
+    assert_eq!((cpu.gpr(0), cpu.gpr(3)), (0x7788, 0x1122_3344_5566_7788));
+    let mut relative = with_fs(DATA.wrapping_sub(CODE + 8 + 0x7fff_ffff));
+    relative.gprs[1] = DATA;
+    let cpu = run_steps(&relative, 64, 2, |a| {
+        a.db(&[0x64, 0x48, 0x89, 0x05, 0xff, 0xff, 0xff, 0x7f])?; // mov fs:[rip + 7fffffffh], rax
+        a.mov(rbx, qword_ptr(rcx))
+    });
+    assert_eq!(cpu.gpr(3), 0x1122_3344_5566_7788);
+}

@@ -87,7 +87,7 @@ impl Cpu {
     pub fn address(&self, insn: &Insn) -> u64 {
         let base = self.reg::<u64>(insn.base);
         let index = self.reg::<u64>(insn.index);
-        base.wrapping_add(index << (insn.scale & 3)).wrapping_add(insn.disp) & insn.address_mask
+        base.wrapping_add(index << insn.scale()).wrapping_add(insn.disp as u64) & insn.address_mask()
     }
 
     /// Offset of a later part of an operand that is accessed in parts. In 64-bit mode only the operand's own address
@@ -95,7 +95,7 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn part(&self, insn: &Insn, operand: u64, at: usize) -> u64 {
         let offset = operand.wrapping_add(at as u64);
-        if self.long64 { offset } else { offset & insn.address_mask }
+        if self.long64 { offset } else { offset & insn.address_mask() }
     }
 
     /// Loads the memory operand.

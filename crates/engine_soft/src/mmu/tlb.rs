@@ -13,7 +13,7 @@
 use std::sync::atomic::AtomicU8;
 
 /// Entries of each array.
-pub const TLB_SIZE: usize = 8192;
+pub const TLB_SIZE: usize = 2048;
 /// Address spaces whose translations are kept.
 const SETS: usize = 8;
 /// Bits of a page offset.

@@ -70,7 +70,7 @@ pub fn mov_from_cr(cpu: &mut Cpu, insn: &Insn) -> Flow {
         },
         _ => return Err(cpu.ud().into()),
     };
-    cpu.write_gpr(insn.dst, if insn.code_size == 64 { 8 } else { 4 }, value);
+    cpu.write_gpr(insn.dst, if insn.code_size() == 64 { 8 } else { 4 }, value);
     Ok(())
 }
 
@@ -83,7 +83,7 @@ pub(super) fn leave_apic(cpu: &mut Cpu) -> Flow {
 /// MOV to a control register.
 pub fn mov_to_cr(cpu: &mut Cpu, insn: &Insn) -> Flow {
     require_supervisor(cpu)?;
-    let value = cpu.read_gpr(insn.src, if insn.code_size == 64 { 8 } else { 4 });
+    let value = cpu.read_gpr(insn.src, if insn.code_size() == 64 { 8 } else { 4 });
     match insn.dst {
         0 => cpu.set_cr0(value)?,
         2 => cpu.cr2 = value,
@@ -225,14 +225,14 @@ pub fn mov_from_dr(cpu: &mut Cpu, insn: &Insn) -> Flow {
         7 => cpu.dr7,
         number => cpu.dr[usize::from(number & 3)],
     };
-    cpu.write_gpr(insn.dst, if insn.code_size == 64 { 8 } else { 4 }, value);
+    cpu.write_gpr(insn.dst, if insn.code_size() == 64 { 8 } else { 4 }, value);
     Ok(())
 }
 
 /// MOV to a debug register.
 pub fn mov_to_dr(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let number = debug_register(cpu, insn.dst)?;
-    let value = cpu.read_gpr(insn.src, if insn.code_size == 64 { 8 } else { 4 });
+    let value = cpu.read_gpr(insn.src, if insn.code_size() == 64 { 8 } else { 4 });
     if number >= 6 && value >> 32 != 0 {
         return Err(cpu.gp(0).into());
     }

@@ -10,7 +10,7 @@ use x86::{Exception, Segment, Vector};
 /// Selector and offset of an instruction's far pointer in memory.
 pub fn far_operand(cpu: &mut Cpu, insn: &Insn) -> Result<(u16, u64), Fault> {
     let at = cpu.address(insn);
-    let behind = at.wrapping_add(u64::from(insn.operand_size)) & insn.address_mask;
+    let behind = at.wrapping_add(u64::from(insn.operand_size)) & insn.address_mask();
     let offset = match insn.operand_size {
         8 => cpu.load::<u64>(insn.segment, at)?,
         4 => u64::from(cpu.load::<u32>(insn.segment, at)?),

@@ -189,7 +189,7 @@ pub fn rdtscp(cpu: &mut Cpu, insn: &Insn) -> Flow {
 
 /// RDPID.
 pub fn rdpid(cpu: &mut Cpu, insn: &Insn) -> Flow {
-    let size = if insn.code_size == 64 { 8 } else { 4 };
+    let size = if insn.code_size() == 64 { 8 } else { 4 };
     cpu.write_gpr(insn.dst, size, cpu.system.msrs.tsc_aux & 0xffff_ffff);
     Ok(())
 }
@@ -281,7 +281,7 @@ pub fn invlpg(cpu: &mut Cpu, insn: &Insn) -> Flow {
 /// INVPCID.
 pub fn invpcid(cpu: &mut Cpu, insn: &Insn) -> Flow {
     require_supervisor(cpu)?;
-    let kind = cpu.read_gpr(insn.dst, if insn.code_size == 64 { 8 } else { 4 });
+    let kind = cpu.read_gpr(insn.dst, if insn.code_size() == 64 { 8 } else { 4 });
     let descriptor = cpu.load_operand::<u128>(insn)?;
     let (low, linear) = (descriptor as u64, (descriptor >> 64) as u64);
     let pcid_off = !cpu.cr4.contains(Cr4::PCIDE);

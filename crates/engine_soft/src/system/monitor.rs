@@ -65,7 +65,7 @@ pub fn monitor(cpu: &mut Cpu, insn: &Insn) -> Flow {
     if extensions(cpu) != 0 {
         return Err(cpu.gp(0).into());
     }
-    let offset = cpu.reg::<u64>(gpr::RAX) & insn.address_mask;
+    let offset = cpu.reg::<u64>(gpr::RAX) & insn.address_mask();
     let linear = cpu.linear_of(insn.segment, offset, 1, false)?;
     cpu.load::<u8>(insn.segment, offset)?;
     cpu.system.monitor.armed = cpu.translate(linear).and_then(|physical| cpu.read_line(physical));

@@ -109,7 +109,7 @@ pub fn mov_from(cpu: &mut Cpu, insn: &Insn) -> Flow {
 }
 
 fn stack_size(insn: &Insn) -> u8 {
-    if insn.code_size == 64 && insn.operand_size == 4 { 8 } else { insn.operand_size }
+    if insn.code_size() == 64 && insn.operand_size == 4 { 8 } else { insn.operand_size }
 }
 
 /// PUSH of a segment register.

@@ -102,14 +102,14 @@ fn rest(i: &Instruction) -> Option<Handler> {
 }
 
 fn with_line(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
-    insn.address_mask = match i.code() {
-        Code::Monitorw => 0xffff,
-        Code::Monitord => 0xffff_ffff,
-        Code::Monitorq => u64::MAX,
+    insn.set_address_size(match i.code() {
+        Code::Monitorw => 2,
+        Code::Monitord => 4,
+        Code::Monitorq => 8,
         _ => return None,
-    };
+    });
     let number = i.segment_prefix().number() as u8;
-    let overridden = i.segment_prefix() != Register::None && (insn.code_size != 64 || number >= seg::FS);
+    let overridden = i.segment_prefix() != Register::None && (insn.code_size() != 64 || number >= seg::FS);
     insn.segment = if overridden { number } else { seg::DS };
     Some(monitor::monitor)
 }

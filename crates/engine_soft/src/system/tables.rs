@@ -28,8 +28,8 @@ fn operand16(cpu: &mut Cpu, insn: &Insn) -> Result<u16, Fault> {
 pub fn load_table<const GDT: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     require_supervisor(cpu)?;
     let limit = cpu.load_operand::<u16>(insn)?;
-    let at = cpu.address(insn).wrapping_add(2) & insn.address_mask;
-    let base = if insn.code_size == 64 {
+    let at = cpu.address(insn).wrapping_add(2) & insn.address_mask();
+    let base = if insn.code_size() == 64 {
         let base = cpu.load::<u64>(insn.segment, at)?;
         if !cpu.is_canonical(base) {
             return Err(cpu.gp(0).into());
@@ -53,11 +53,11 @@ pub fn store_table<const GDT: bool>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     require_umip(cpu)?;
     let table = if GDT { cpu.gdtr } else { cpu.idtr };
     let offset = cpu.address(insn);
-    let size = if insn.code_size == 64 { 10 } else { 6 };
+    let size = if insn.code_size() == 64 { 10 } else { 6 };
     cpu.probe(insn.segment, offset, size, true)?;
     cpu.store::<u16>(insn.segment, offset, table.limit)?;
-    let at = offset.wrapping_add(2) & insn.address_mask;
-    if insn.code_size == 64 {
+    let at = offset.wrapping_add(2) & insn.address_mask();
+    if insn.code_size() == 64 {
         cpu.store::<u64>(insn.segment, at, table.base)?;
     } else {
         cpu.store::<u32>(insn.segment, at, table.base as u32)?;

@@ -53,7 +53,7 @@ mod vector;
 pub(crate) mod verify;
 mod x87;
 
-use crate::code::{AddressHasher, LONGEST_INSN};
+use crate::code::{AddressHasher, Block, LONGEST_INSN};
 use crate::cpu::{Cpu, Fault, Stop};
 use crate::decode::{self, Decoded};
 use crate::insn::Insn;
@@ -335,9 +335,9 @@ impl Cpu {
         }
         let Ok(block) = self.find_block() else { return self.deliver_stashed() };
         // SAFETY: valid until the next lookup.
-        let block = unsafe { &*block };
-        self.block_end = block.insns.as_ptr_range().end as usize;
-        match self.run_block(block.insns.as_ptr()) {
+        let range = unsafe { Block::insns(block) }.as_ptr_range();
+        self.block_end = range.end as usize;
+        match self.run_block(range.start) {
             Ok(()) | Err(Stop::Jump) => Ok(()),
             Err(stop) => {
                 self.settle(stop)?;

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "looks into decoded blocks")]
 
 use super::thunks::Exit;
+use crate::code::Block;
 use crate::cpu::{Cpu, Stop};
 use crate::interp::x87::FpuState;
 use engine::VmExit;
@@ -133,9 +134,9 @@ impl Cpu {
             self.block_end = 0;
             let len = {
                 // SAFETY: valid until the next lookup; blocks are not empty.
-                let block = unsafe { &*block };
-                let len = block.insns[0].len;
-                result = self.run_block(block.insns.as_ptr());
+                let insns = unsafe { Block::insns(block) };
+                let len = insns[0].len;
+                result = self.run_block(insns.as_ptr());
                 len
             };
             match result {

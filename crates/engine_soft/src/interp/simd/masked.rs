@@ -61,11 +61,11 @@ fn mask_bytes<M: ByteMove>(instruction: &Instruction, insn: &mut Insn) -> Handle
     insn.dst = instruction.op_register(1).number() as u8;
     insn.src = instruction.op_register(2).number() as u8;
     insn.segment = instruction.memory_segment().number() as u8;
-    insn.address_mask = match instruction.op_kind(0) {
-        OpKind::MemorySegDI => 0xffff,
-        OpKind::MemorySegEDI => 0xffff_ffff,
-        _ => u64::MAX,
-    };
+    insn.set_address_size(match instruction.op_kind(0) {
+        OpKind::MemorySegDI => 2,
+        OpKind::MemorySegEDI => 4,
+        _ => 8,
+    });
     M::HANDLER
 }
 
@@ -74,7 +74,7 @@ fn mask_bytes<M: ByteMove>(instruction: &Instruction, insn: &mut Insn) -> Handle
 fn store_bytes(cpu: &mut Cpu, insn: &Insn, data: &[u8], mask: &[u8]) -> Result<(), Fault> {
     let base = cpu.reg::<u64>(gpr::RDI);
     // Each half wraps at the address size by itself.
-    let half = |at: usize| base.wrapping_add(at as u64) & insn.address_mask;
+    let half = |at: usize| base.wrapping_add(at as u64) & insn.address_mask();
     for at in (0..data.len()).step_by(HALF).rev() {
         cpu.probe(insn.segment, half(at), HALF as u32, true)?;
     }
@@ -196,7 +196,7 @@ fn gathers(instruction: &Instruction, insn: &mut Insn, parameters: u64) -> Optio
     insn.src = instruction.op_register(2).number() as u8;
     insn.extra = instruction.memory_index().number() as u8;
     insn.index = gpr::ZERO;
-    insn.scale = instruction.memory_index_scale().trailing_zeros() as u8;
+    insn.set_scale(instruction.memory_index_scale().trailing_zeros() as u8);
     let long = instruction.op_register(0).is_ymm() || instruction.memory_index().is_ymm();
     insn.imm = parameters | if long { gather::LONG } else { 0 };
     Some(if parameters & gather::WIDE_ELEMENT != 0 { gather::<8> } else { gather::<4> })
@@ -229,7 +229,7 @@ fn gather<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
             } else {
                 i32::from_le_bytes(super::state::field(&indexes, from)) as i64 as u64
             };
-            let offset = base.wrapping_add(index << (insn.scale & 3)) & insn.address_mask;
+            let offset = base.wrapping_add(index << insn.scale()) & insn.address_mask();
             let value = match cpu.without_alignment(|cpu| cpu.load::<[u8; SIZE]>(insn.segment, offset)) {
                 Ok(value) => value,
                 Err(_) if loaded && cpu.has_flag(RFlags::TF) => return Err(Stop::Again),

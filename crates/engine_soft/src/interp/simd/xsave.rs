@@ -108,7 +108,7 @@ fn probe_range(
 ) -> Result<(), Fault> {
     let start = piece(insn, offset, range.start);
     let len = range.len() as u64;
-    if start.checked_add(len - 1).is_some_and(|last| last <= insn.address_mask) {
+    if start.checked_add(len - 1).is_some_and(|last| last <= insn.address_mask()) {
         return cpu.probe(insn.segment, start, len as u32, write);
     }
     for at in range.step_by(PIECE) {
@@ -138,7 +138,7 @@ fn register_count(cpu: &Cpu) -> usize {
 
 /// Offset of a piece of an area. Each piece is an access of its own: it wraps at the address size, in 64-bit mode too.
 fn piece(insn: &Insn, offset: u64, at: usize) -> u64 {
-    offset.wrapping_add(at as u64) & insn.address_mask
+    offset.wrapping_add(at as u64) & insn.address_mask()
 }
 
 /// Writes pieces of an area; all of it has been probed, so faults can no longer come.

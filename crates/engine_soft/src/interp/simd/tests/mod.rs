@@ -56,12 +56,12 @@ pub(crate) fn insn(instruction: &Instruction) -> Insn {
         .map(|register| register.number() as u8 * if register.is_gpr() { 8 } else { 1 });
     Insn {
         handler: |_, _| Ok(()),
-        disp: instruction.memory_displacement64(),
+        disp: instruction.memory_displacement64() as i32,
         imm: 0,
-        address_mask: u64::MAX,
         base: offset(instruction.memory_base()),
         index: offset(instruction.memory_index()),
-        scale: instruction.memory_index_scale().trailing_zeros() as u8,
+        form: 64 | instruction.memory_index_scale().trailing_zeros() as u8,
+        address_cut: 0,
         segment: seg::DS,
         dst: registers.next().unwrap_or(0),
         src: registers.next().unwrap_or(0),
@@ -70,7 +70,6 @@ pub(crate) fn insn(instruction: &Instruction) -> Insn {
         flags: if memory { MEMORY } else { 0 },
         operand_size: 4,
         extra: 0,
-        code_size: 64,
     }
 }
 
