@@ -48,7 +48,13 @@ pub(super) struct Asm {
 
 impl Asm {
     pub fn new(base: u64) -> Self {
-        Asm { base, bytes: Vec::with_capacity(4096), labels: Vec::new(), fixups: Vec::new() }
+        Self::in_buffer(base, Vec::new())
+    }
+
+    /// As [`Asm::new`], in a used buffer.
+    pub fn in_buffer(base: u64, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        Asm { base, bytes, labels: Vec::with_capacity(64), fixups: Vec::with_capacity(64) }
     }
 
     /// Where the next byte will run.

@@ -31,8 +31,18 @@ pub(super) enum After {
 
 /// Code for behind the block.
 pub(super) enum Cold {
-    /// Interprets the current instruction and goes on at `back` with flags in the given home.
-    Slow { from: Label, site: usize, back: Label, flags: FlagHome, x87: Option<u16>, remake: Option<Remake> },
+    /// Interprets an instruction, and those of more sites, and goes on at `back` with flags in the given home.
+    Slow {
+        from: Label,
+        site: usize,
+        more: Vec<usize>,
+        back: Label,
+        flags: FlagHome,
+        x87: Option<u16>,
+        remake: Option<Remake>,
+    },
+    /// Leaves at the outer entry.
+    Leave { from: Label, start: u16 },
     /// Reports a store; the tracker pointer is in the register.
     Note {
         from: Label,
@@ -95,7 +105,7 @@ pub(super) struct Builder<'a> {
     pub made: Option<usize>,
     /// How flags are made again on side ways; then nobody else needs them.
     pub remake: Option<Remake>,
-    slow_remake: Option<Remake>,
+    pub slow_remake: Option<Remake>,
     all_copied: bool,
     /// Level that the guest's vector registers were found at.
     pub vector: u8,
@@ -107,8 +117,8 @@ pub(super) struct Builder<'a> {
     pub offset: u16,
     pub next: i64,
     /// The slow path of the current instruction, once one is wanted, and its site.
-    slow: Option<Label>,
-    site: Option<usize>,
+    pub slow: Option<Label>,
+    pub site: Option<usize>,
     /// Target of the direct call that is being translated.
     pub call: Option<i64>,
 }
@@ -125,9 +135,10 @@ pub(super) struct Built {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(base: u64, context: Context<'a>) -> Self {
+    /// A builder of code for `base` in a used buffer.
+    pub fn new(base: u64, buffer: Vec<u8>, context: Context<'a>) -> Self {
         Builder {
-            asm: Asm::new(base),
+            asm: Asm::in_buffer(base, buffer),
             context,
             policy: Policy::Table,
             flags: FlagHome::Saved,
@@ -153,8 +164,15 @@ impl<'a> Builder<'a> {
     /// Translates the block at `start` in the page. `None` if its first instruction crosses the page's end.
     pub fn build(mut self, start: u16) -> Option<Built> {
         let instructions = self.decode(start);
-        let first = instructions.first()?;
         let wish = self.wish(&instructions);
+        debug_assert_eq!(
+            instructions.first()?.ip() as u16,
+            start,
+            "a block starts with its first instruction"
+        );
+        let insns = u32::try_from(instructions.len()).ok().filter(|&count| count > 0)?;
+        // A block can be left at any branch, so what was undefined anywhere counts.
+        let undefined = instructions.iter().fold(0, |sum, i| sum | undefined_flags(i));
         let outer = self.outer_entry(start);
         let (saved, live);
         if wish != FlagHome::Saved {
@@ -170,11 +188,13 @@ impl<'a> Builder<'a> {
             self.flags = FlagHome::Saved;
         }
         let mut end = After::Next;
-        debug_assert_eq!(first.ip() as u16, start, "a block starts with its first instruction");
-        self.instructions.clone_from(&instructions);
-        for (index, i) in instructions.iter().enumerate() {
-            self.index = index;
-            end = self.instruction(i);
+        self.instructions = instructions;
+        while let Some(i) = self.instructions.get(self.index).copied() {
+            match self.stack_run() {
+                0 | 1 => end = self.instruction(&i),
+                count => self.translate_stack_run(count),
+            }
+            self.index += 1;
         }
         if end == After::Next {
             self.tell_x87();
@@ -193,15 +213,7 @@ impl<'a> Builder<'a> {
             live: self.address_of(live),
             prefers_live: wish != FlagHome::Saved,
         };
-        // A block can be left at any branch, so what was undefined anywhere counts.
-        let undefined = instructions.iter().fold(0, |sum, i| sum | undefined_flags(i));
-        Some(Built {
-            code: self.asm.bytes,
-            entries,
-            insns: instructions.len() as u32,
-            all_copied: self.all_copied,
-            undefined,
-        })
+        Some(Built { code: self.asm.bytes, entries, insns, all_copied: self.all_copied, undefined })
     }
 
     fn address_of(&self, label: Label) -> u32 {
@@ -265,13 +277,8 @@ impl<'a> Builder<'a> {
         a.jcc(cc::NE, leave);
         a.mov_imm64(S1, cell);
         a.cmp_dword(S1, generation);
-        let go_on = a.label();
-        // Equal: over the way out.
-        a.jcc(4, go_on);
-        a.bind(leave);
-        a.mov_imm32(S2, u32::from(start));
-        a.jmp_to(self.context.thunks.leave(Exit::InPage));
-        a.bind(go_on);
+        a.jcc(cc::NE, leave);
+        self.cold.push(Cold::Leave { from: leave, start });
         outer
     }
 
@@ -296,7 +303,7 @@ impl<'a> Builder<'a> {
         if let (Some(from), Some(site)) = (self.slow, self.site) {
             let back = self.asm.mark();
             let (flags, remake) = (self.flags, self.slow_remake);
-            self.cold.push(Cold::Slow { from, site, back, flags, x87, remake });
+            self.cold.push(Cold::Slow { from, site, more: Vec::new(), back, flags, x87, remake });
         }
         after
     }
@@ -365,7 +372,12 @@ impl<'a> Builder<'a> {
         // More may be added on the way.
         while let Some(cold) = self.cold.pop() {
             match cold {
-                Cold::Slow { from, site, back, flags, x87, remake } => {
+                Cold::Leave { from, start } => {
+                    self.asm.bind(from);
+                    self.asm.mov_imm32(S2, u32::from(start));
+                    self.asm.jmp_to(self.context.thunks.leave(Exit::InPage));
+                }
+                Cold::Slow { from, site, more, back, flags, x87, remake } => {
                     self.asm.bind(from);
                     self.tell_on_side_way(x87);
                     if let Some(remake) = remake {
@@ -373,6 +385,10 @@ impl<'a> Builder<'a> {
                     }
                     self.asm.mov_imm32(S2, site as u32);
                     self.asm.call_to(self.context.thunks.call_site);
+                    for site in more {
+                        self.asm.mov_imm32(S2, site as u32);
+                        self.asm.call_to(self.context.thunks.call_site);
+                    }
                     self.back_to(back, flags);
                 }
                 Cold::Note { from, site, back, flags, tracker, call, x87, remake } => {

@@ -7,7 +7,7 @@
 use std::mem::offset_of;
 
 /// Entries.
-pub(super) const JUMP_CACHE_SIZE: usize = 4096;
+pub(super) const JUMP_CACHE_SIZE: usize = 1 << 14;
 
 /// Where an address leads. The layout is known to translated code.
 #[derive(Clone, Copy)]

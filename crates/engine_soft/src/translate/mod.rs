@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`block`] | translation of one block: decoding, slow ways |
-//! | [`copy`], [`vector`], [`mod@x87`], [`transfer`] | instructions that are copied; branches, calls, stack |
+//! | [`copy`], [`vector`], [`mod@x87`], [`transfer`], [`stack`] | instructions that are copied; branches, calls; stack |
 //! | [`memory`] | the check of each memory operand |
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
 //! | [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
@@ -42,6 +42,7 @@ mod memory;
 mod operand;
 mod runtime;
 pub(crate) mod shared;
+mod stack;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -125,6 +126,8 @@ pub struct Translator {
     memory: CodeMemory,
     thunks: Thunks,
     jumps: JumpCache,
+    /// For the next block's code.
+    buffer: Vec<u8>,
     units: Vec<Unit>,
     pages: AddressMap<CodePage>,
     /// Blocks by unit and address in its page.
@@ -167,6 +170,7 @@ impl Translator {
             memory,
             thunks,
             jumps: JumpCache::new(),
+            buffer: Vec::new(),
             units: Vec::new(),
             pages: HashMap::default(),
             blocks: HashMap::default(),
@@ -224,8 +228,11 @@ impl Translator {
             generation: unit.generation(),
             memory_start: self.memory.start(),
         };
-        let built = Builder::new(self.memory.next_address(), context).build(offset)?;
-        if !self.memory.add(&built.code) {
+        let built = Builder::new(self.memory.next_address(), std::mem::take(&mut self.buffer), context)
+            .build(offset)?;
+        let added = self.memory.add(&built.code);
+        self.buffer = built.code;
+        if !added {
             return None;
         }
         self.blocks.insert(block_key(unit_number, offset), built.entries);

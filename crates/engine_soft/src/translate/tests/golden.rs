@@ -121,7 +121,7 @@ fn translated(assemble: fn(&mut CodeAssembler) -> Assembled) -> String {
         generation: (0x1234_5678_9abc, 7),
         memory_start: BASE,
     };
-    let built = Builder::new(BASE, context).build(0x100).expect("the block can be translated");
+    let built = Builder::new(BASE, Vec::new(), context).build(0x100).expect("the block can be translated");
     text_of(&built.code, BASE)
 }
 

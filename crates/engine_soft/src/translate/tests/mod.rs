@@ -343,6 +343,16 @@ fn program(random: &mut Random, codes: &[Code]) -> Vec<u8> {
             let Some(next) = instruction(random, codes) else { continue };
             bytes.extend_from_slice(&[0x70 | random.below(16) as u8, next.len() as u8]);
             bytes.extend_from_slice(&next);
+        } else if random.chance(6) {
+            // A run of pushes, or of pops, of any registers but R11
+            let (opcode, count) = ([0x50, 0x58][random.below(2) as usize], 2 + random.below(8));
+            for _ in 0..count {
+                match random.below(15) as u8 {
+                    number @ 0..8 => bytes.push(opcode | number),
+                    number => bytes
+                        .extend_from_slice(&[0x41, opcode | [0, 1, 2, 4, 5, 6, 7][usize::from(number - 8)]]),
+                }
+            }
         } else if random.chance(4) {
             // call the next instruction; drop the return address
             bytes.extend_from_slice(&[0xe8, 0, 0, 0, 0, 0x59]);
