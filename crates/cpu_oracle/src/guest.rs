@@ -95,7 +95,8 @@ impl Guest {
 
     /// The translator, which translates all 64-bit code the first time that it runs.
     pub fn translator() -> Result<Self> {
-        let settings = TranslationSettings { warm_up: 0, ..TranslationSettings::default() };
+        // However often the cases change their page, it is translated.
+        let settings = TranslationSettings { warm_up: 0, calm: u32::MAX, ..TranslationSettings::default() };
         let mut guest = Guest::software("translator", SoftEngine::new().with_translation(Some(settings)))?;
         guest.free = Some(Free::new(&*guest.vcpu));
         Ok(guest)

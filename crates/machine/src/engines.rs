@@ -70,13 +70,10 @@ pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
 
 fn translation(config: &VmConfig) -> Option<TranslationSettings> {
     let cache_size = usize::try_from(config.translation_cache_size.0).unwrap_or(usize::MAX);
-    match config.software_tier {
-        SoftwareTier::Interpreter => None,
-        SoftwareTier::Translate => {
-            Some(TranslationSettings { cache_size, warm_up: 0, verify: config.verify })
-        }
-        SoftwareTier::Auto => {
-            Some(TranslationSettings { cache_size, warm_up: WARM_UP, verify: config.verify })
-        }
-    }
+    let warm_up = match config.software_tier {
+        SoftwareTier::Interpreter => return None,
+        SoftwareTier::Translate => 0,
+        SoftwareTier::Auto => WARM_UP,
+    };
+    Some(TranslationSettings { cache_size, warm_up, verify: config.verify, ..TranslationSettings::default() })
 }

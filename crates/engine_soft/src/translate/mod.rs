@@ -90,11 +90,13 @@ pub struct TranslationSettings {
     pub warm_up: u32,
     /// Compare every so-many-th block with the interpreter; zero for none.
     pub verify: u32,
+    /// Times a page may change before it is interpreted for a while.
+    pub calm: u32,
 }
 
 impl Default for TranslationSettings {
     fn default() -> Self {
-        TranslationSettings { cache_size: 12 << 20, warm_up: 0, verify: 0 }
+        TranslationSettings { cache_size: 12 << 20, warm_up: 0, verify: 0, calm: 4 }
     }
 }
 
@@ -123,6 +125,7 @@ pub struct TranslationCounts {
 
 /// The translator of one processor.
 pub struct Translator {
+    calm: u32,
     memory: CodeMemory,
     thunks: Thunks,
     jumps: JumpCache,
@@ -180,6 +183,7 @@ impl Translator {
             deadline: Deadline::new(events),
             warm_up: settings.warm_up,
             verify: settings.verify,
+            calm: settings.calm,
             until_verified: settings.verify,
             no_jumps: JumpCache::new(),
             copied: HashMap::default(),
@@ -449,7 +453,7 @@ impl Cpu {
                 return Some(page.unit);
             }
             if page.unit != u32::MAX {
-                page.became_stale();
+                page.became_stale(translator.calm);
                 translator.counts.stale += 1;
             }
             if page.rests() {

@@ -9,8 +9,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Bytes of a page.
 pub(super) const PAGE: usize = 0x1000;
 
-/// Times a page may become stale before it rests.
-const CALM: u32 = 4;
 /// log2 of the longest rest, in interpreted blocks.
 const LONGEST_REST: u32 = 12;
 
@@ -112,11 +110,11 @@ impl CodePage {
         CodePage { unit, stale: 0, rest: 0 }
     }
 
-    /// The latest unit became stale: it is to be forgotten.
-    pub fn became_stale(&mut self) {
+    /// The latest unit became stale: it is to be forgotten. After `calm` times the page rests.
+    pub fn became_stale(&mut self, calm: u32) {
         self.unit = u32::MAX;
         self.stale = self.stale.saturating_add(1);
-        self.rest = match self.stale.checked_sub(CALM) {
+        self.rest = match self.stale.checked_sub(calm) {
             Some(often) => 1 << often.min(LONGEST_REST),
             None => 0,
         };
