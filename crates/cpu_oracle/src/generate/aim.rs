@@ -53,6 +53,9 @@ impl Aim {
             case.gprs[2] = random.pick(&[0, 0, 1, u64::MAX]);
         }
         self.selector_operand(random, case, &instruction);
+        if reads_processor_number(case, &instruction) {
+            return false;
+        }
         if let Some(target) = self.explicit(random, case, drawn) {
             content(random, case, &instruction, target, far_target);
         }
@@ -181,6 +184,15 @@ impl Aim {
         case.gprs[base.number()] = if random.one_in(4) { value | upper } else { value };
         Some(target)
     }
+}
+
+/// Whether LSL meets the descriptor whose limit is the number of the host's processor that happens to run the case.
+fn reads_processor_number(case: &Case, instruction: &Instruction) -> bool {
+    if instruction.mnemonic() != M::Lsl || instruction.op_kind(1) != OpKind::Register {
+        return false;
+    }
+    let register = instruction.op1_register().full_register();
+    register.is_gpr64() && case.gprs[register.number()] & 0xfffc == 0x78
 }
 
 /// Writes a displacement that leads to `offset`.
