@@ -302,8 +302,8 @@ fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
         (x87, 0..if written & X87 != 0 { 160 } else { PIECE }),
         (with_mxcsr, 24..32),
         (written & SSE != 0, 160..160 + vectors),
-        (written & AVX != 0, YMM..YMM + vectors),
         (true, HEADER..HEADER + 16),
+        (written & AVX != 0, YMM..YMM + vectors),
     ];
     for (_, range) in touched.into_iter().filter(|(touched, _)| *touched) {
         probe_range(cpu, insn, offset, range, true)?;
