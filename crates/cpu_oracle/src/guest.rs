@@ -108,6 +108,8 @@ impl Guest {
             memory: memory.clone(),
             cpus: 1,
             model: CpuModel::named("max")?,
+            tsc_khz: None,
+            lenient_xrstor: false,
             clock: Arc::new(ManualClock::default()),
             entropy: Arc::new(HostEntropy),
         })?;

@@ -42,6 +42,11 @@ pub enum VmExit {
         /// The engine's words, for the summary.
         detail: String,
     },
+    /// The processor could go on, but the machine would do better on another engine.
+    BetterElsewhere {
+        /// Why.
+        detail: String,
+    },
     /// The host failed; the vCPU cannot go on.
     Failed {
         /// What failed.

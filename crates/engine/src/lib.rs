@@ -10,4 +10,4 @@ mod exit;
 mod traits;
 
 pub use exit::{EngineError, EngineKind, ExitCounts, VmExit};
-pub use traits::{Engine, Kick, MsiMessage, Vcpu, VcpuIo, Vm, VmSettings};
+pub use traits::{Engine, Kick, MsiMessage, Occupation, Vcpu, VcpuIo, Vm, VmSettings, Worth};

@@ -1,6 +1,6 @@
 //! The traits.
 
-use crate::cpu_model::CpuModel;
+use crate::cpu_model::{CpuModel, FeatureSet, HostIdentity};
 use crate::{EngineError, EngineKind, ExitCounts, VmExit};
 use guest_clock::{Clock, Entropy};
 use guest_memory::GuestMemory;
@@ -49,16 +49,51 @@ pub struct VmSettings {
     pub cpus: u32,
     /// Model whose CPUID and MSRs the guest sees.
     pub model: CpuModel,
+    /// Frequency of the guest's time-stamp counter in kHz: the same on every engine that a machine moves
+    /// between. `None` leaves it to the engine; [`Vm::tsc_khz`] tells it then.
+    pub tsc_khz: Option<u32>,
+    /// The machine also runs on an engine with [`Worth::shows_host_xcr0`]. Programs' compacted XSAVE images from
+    /// there name components that the machine does not have, all in their initial state: XRSTOR accepts them.
+    pub lenient_xrstor: bool,
     /// Guest time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
     pub entropy: Arc<dyn Entropy>,
 }
 
+/// What a processor does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occupation {
+    /// It executes in ring 0.
+    Kernel,
+    /// It executes in an outer ring.
+    Program,
+    /// It halts or was not started.
+    Waiting,
+}
+
+/// What cannot be told from an engine's kind: how well it does its work on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worth {
+    /// Ring 0 is much slower than a processor: somebody else emulates it.
+    pub emulates_kernels: bool,
+    /// Programs see the machine's processor (CPUID, the time-stamp counter) and no other.
+    pub is_faithful: bool,
+    /// XGETBV and XSAVEC of programs see the host's XCR0, which may have more components than the machine's.
+    pub shows_host_xcr0: bool,
+}
+
 /// A way of running processors.
 pub trait Engine: Send + Sync {
     /// Which.
     fn kind(&self) -> EngineKind;
+    /// What its processors can execute on this host.
+    fn features(&self) -> FeatureSet;
+    /// Who the processors say they are where silicon shows through; `None` if the model alone decides.
+    fn identity(&self) -> Option<HostIdentity>;
+    /// What the engine is worth on this host. Tries it where that depends on the host, which may take some
+    /// milliseconds the first time.
+    fn worth(&self) -> Worth;
     /// Creates a machine's processors' surroundings.
     fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, EngineError>;
 }
@@ -67,6 +102,9 @@ pub trait Engine: Send + Sync {
 pub trait Vm: Send + Sync {
     /// Creates processor `index` (also its APIC ID) in the state after reset. Each index once.
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, EngineError>;
+    /// Frequency of the guest's time-stamp counter in kHz; zero if the engine does not know it (before the first
+    /// processor).
+    fn tsc_khz(&self) -> u32;
     /// Delivers an MSI, from any thread.
     fn signal_msi(&self, message: MsiMessage);
     /// The level of the PIC's INTR line, wired to LINT0 of processor 0.
@@ -113,6 +151,8 @@ pub trait Vcpu: Send {
     fn set_excursion_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.set_state(state)
     }
+    /// What it is about to do. Only between runs.
+    fn occupation(&self) -> Occupation;
     /// Counters so far.
     fn counts(&self) -> ExitCounts;
 }

@@ -16,6 +16,9 @@ const TSC_DEADLINE: u32 = 1 << 24;
 /// KVM's local APIC timer counts nanoseconds.
 const APIC_KHZ: u32 = 1_000_000;
 const XSAVE_LEAF: u32 = 0xd;
+/// A word of the brand string in which machines for probing differ from every host: EAX of this leaf.
+pub(crate) const MARKED_LEAF: u32 = 0x8000_0002;
+pub(crate) const MARK: u32 = u32::from_le_bytes(*b"Vire");
 
 /// Where the CPUID of a machine's processors comes from.
 #[derive(Clone, Debug)]
@@ -33,12 +36,21 @@ pub(crate) enum Source {
 
 /// A model, as far as it is possible here.
 pub(crate) fn for_model(supported: CpuId, model: &CpuModel) -> Result<Source, EngineError> {
-    let leaf = |leaf, subleaf| lookup(&supported, leaf, subleaf);
-    let mut model = model.resolve(FeatureSet::from_cpuid(leaf), EngineKind::Kvm)?;
-    if let Some(identity) = HostIdentity::from_cpuid(leaf) {
+    let mut model = model.resolve(features(&supported), EngineKind::Kvm)?;
+    if let Some(identity) = identity(&supported) {
         model = model.with_identity(&identity);
     }
     Ok(Source::Model { model, supported })
+}
+
+/// What KVM can execute.
+pub(crate) fn features(supported: &CpuId) -> FeatureSet {
+    FeatureSet::from_cpuid(|leaf, subleaf| lookup(supported, leaf, subleaf))
+}
+
+/// Who the host's processor is.
+pub(crate) fn identity(supported: &CpuId) -> Option<HostIdentity> {
+    HostIdentity::from_cpuid(|leaf, subleaf| lookup(supported, leaf, subleaf))
 }
 
 /// What KVM can offer, completed by what it leaves to its user.
@@ -56,6 +68,11 @@ impl Source {
             Source::Everything(supported) => {
                 let mut cpuid = supported.clone();
                 cpuid.as_mut_slice().iter_mut().for_each(|entry| personalise(entry, index, cpus));
+                cpuid
+                    .as_mut_slice()
+                    .iter_mut()
+                    .filter(|entry| entry.function == MARKED_LEAF)
+                    .for_each(|entry| entry.eax = MARK);
                 Ok(cpuid)
             }
             Source::Model { model, supported } => {

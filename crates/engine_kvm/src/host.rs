@@ -2,10 +2,11 @@
 
 use crate::cpuid;
 use crate::vm::KvmVm;
-use engine::{Engine, EngineError, EngineKind, Vm, VmSettings};
+use engine::cpu_model::{FeatureSet, HostIdentity};
+use engine::{Engine, EngineError, EngineKind, Vm, VmSettings, Worth};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The only API version there ever was (KVM API 4.1).
 const API_VERSION: i32 = 12;
@@ -32,6 +33,7 @@ const REQUIRED: [(Cap, &str); 13] = [
 pub struct KvmEngine {
     kvm: Kvm,
     supported: CpuId,
+    worth: OnceLock<Worth>,
 }
 
 impl KvmEngine {
@@ -50,7 +52,7 @@ impl KvmEngine {
         let mut supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
         cpuid::complete(&mut supported, kvm.check_extension(Cap::TscDeadlineTimer));
-        Ok(KvmEngine { kvm, supported })
+        Ok(KvmEngine { kvm, supported, worth: OnceLock::new() })
     }
 
     /// The device, for capability reports.
@@ -69,9 +71,21 @@ impl Engine for KvmEngine {
         EngineKind::Kvm
     }
 
+    fn features(&self) -> FeatureSet {
+        cpuid::features(&self.supported)
+    }
+
+    fn identity(&self) -> Option<HostIdentity> {
+        cpuid::identity(&self.supported)
+    }
+
+    fn worth(&self) -> Worth {
+        *self.worth.get_or_init(crate::probe::worth)
+    }
+
     fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, EngineError> {
         let cpuid = cpuid::for_model(self.supported.clone(), &settings.model)?;
-        Ok(Arc::new(KvmVm::create(&self.kvm, settings.memory, settings.cpus, cpuid)?))
+        Ok(Arc::new(KvmVm::create(&self.kvm, settings.memory, settings.cpus, cpuid, settings.tsc_khz)?))
     }
 }
 

@@ -6,14 +6,14 @@ use crate::host::host;
 use crate::kick::Kicker;
 use crate::routing::{RESERVED_PINS, Routing, address_hi};
 use crate::vcpu::KvmVcpu;
-use engine::{EngineError, MsiMessage, Vcpu, Vm};
+use engine::{EngineError, EngineKind, MsiMessage, Vcpu, Vm};
 use guest_memory::GuestMemory;
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
     KVM_MEM_LOG_DIRTY_PAGES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
     KvmIrqRouting, kvm_enable_cap, kvm_ioeventfd, kvm_msi, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use parking_lot::Mutex;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
@@ -25,6 +25,8 @@ use vmm_sys_util::eventfd::EventFd;
 /// end at 4 GiB, above the IOAPIC and the local APICs.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfeff_c000;
 const TSS_ADDRESS: usize = 0xfeff_d000;
+/// The page below them, for the slot of [`Shared::forget_translations`].
+const SPARE_ADDRESS: u64 = 0xfeff_b000;
 /// From this number of processors on, the xAPIC's broadcast destination is a processor's ID.
 const BROADCAST_ID: u32 = 0xff;
 const IOEVENTFD_DEASSIGN: u32 = 1 << 2;
@@ -37,11 +39,27 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) cpus: u32,
     pub(crate) cpuid: cpuid::Source,
+    /// Frequency of the TSC as asked for, and as it is.
+    wanted_tsc_khz: Option<u32>,
+    tsc_khz: OnceLock<u32>,
     /// Level of the PIC's INTR output.
     pub(crate) pic_line: AtomicBool,
     /// MSRs to save; found out by the first processor.
     pub(crate) msrs: OnceLock<Vec<u32>>,
     kickers: Vec<OnceLock<Arc<Kicker>>>,
+    spare_page: Mutex<Box<SparePage>>,
+}
+
+const PAGE: usize = 4096;
+
+/// What [`Shared::forget_translations`] shows KVM for a moment.
+#[repr(align(4096))]
+struct SparePage([u8; PAGE]);
+
+impl SparePage {
+    fn address(&self) -> u64 {
+        self.0.as_ptr() as u64
+    }
 }
 
 /// A machine on KVM.
@@ -57,6 +75,7 @@ impl KvmVm {
         memory: Arc<GuestMemory>,
         cpus: u32,
         cpuid: cpuid::Source,
+        tsc_khz: Option<u32>,
     ) -> Result<Self, EngineError> {
         let fd = kvm.create_vm().map_err(host("KVM_CREATE_VM"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(host("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -80,9 +99,12 @@ impl KvmVm {
             memory,
             cpus,
             cpuid,
+            wanted_tsc_khz: tsc_khz,
+            tsc_khz: OnceLock::new(),
             pic_line: AtomicBool::new(false),
             msrs: OnceLock::new(),
             kickers: (0..cpus).map(|_| OnceLock::new()).collect(),
+            spare_page: Mutex::new(Box::new(SparePage([0; PAGE]))),
         };
         shared.map_memory(false)?;
         Ok(KvmVm { shared: Arc::new(shared), routing: Mutex::default() })
@@ -132,6 +154,10 @@ impl KvmVm {
 impl Vm for KvmVm {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
         Ok(Box::new(self.create_kvm_vcpu(index)?))
+    }
+
+    fn tsc_khz(&self) -> u32 {
+        self.shared.tsc_khz.get().copied().unwrap_or(0)
     }
 
     fn signal_msi(&self, message: MsiMessage) {
@@ -204,6 +230,46 @@ impl Vm for KvmVm {
 }
 
 impl Shared {
+    /// Gives a new processor the machine's TSC frequency and tells it; zero if KVM does not.
+    pub(crate) fn settle_tsc(&self, vcpu: &VcpuFd) -> Result<u32, EngineError> {
+        let native = vcpu.get_tsc_khz().unwrap_or(0);
+        let khz = match self.wanted_tsc_khz {
+            Some(wanted) if wanted.abs_diff(native) > tolerance_khz(native) => {
+                vcpu.set_tsc_khz(wanted).map_err(|error| EngineError::Unavailable {
+                    engine: EngineKind::Kvm,
+                    reason: format!(
+                        "the machine's time-stamp counter runs at {wanted} kHz, this host's at {native} kHz, and \
+                         its KVM cannot scale it ({error})"
+                    ),
+                })?;
+                wanted
+            }
+            _ => native,
+        };
+        Ok(*self.tsc_khz.get_or_init(|| khz))
+    }
+
+    /// Makes KVM forget every translation that it derived from the guest's page tables: after somebody else executed
+    /// the guest's instructions, among which may have been stores to page tables and invalidations. KVM
+    /// follows neither; one with shadow page tables would use the old ones for ever. The one request that makes
+    /// it drop all of them is to remove a memory slot, so one is added for it, where no guest looks.
+    pub(crate) fn forget_translations(&self) -> Result<(), EngineError> {
+        let page = self.spare_page.lock();
+        let slot = u32::try_from(self.memory.regions().len()).unwrap_or(u32::MAX);
+        let there = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: SPARE_ADDRESS,
+            memory_size: PAGE as u64,
+            userspace_addr: page.address(),
+        };
+        for region in [there, kvm_userspace_memory_region { memory_size: 0, ..there }] {
+            // SAFETY: the page lives as long as `self`, and its slot is gone when this returns.
+            unsafe { self.fd.set_user_memory_region(region) }.map_err(host("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(())
+    }
+
     /// Gives KVM one slot for each region; again to change the flags.
     fn map_memory(&self, log_writes: bool) -> Result<(), EngineError> {
         for (slot, region) in (0..).zip(self.memory.regions()) {
@@ -221,6 +287,11 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Differences in frequency that KVM and guests' clocks take for none: 250 parts in a million.
+fn tolerance_khz(khz: u32) -> u32 {
+    khz / 4000
 }
 
 fn enable(fd: &VmFd, cap: u32, argument: u64) -> Result<(), kvm_ioctls::Error> {

@@ -2,7 +2,6 @@
 
 use crate::cpu::Cpu;
 use crate::interp::simd::host_has;
-use crate::system::TSC_KHZ;
 use engine::cpu_model::{CpuidSettings, FeatureSet, LiveBits};
 use iced_x86::CpuidFeature as F;
 use x86::Cr4;
@@ -92,8 +91,8 @@ pub(crate) fn instruction_features(features: FeatureSet) -> Vec<bool> {
 }
 
 /// CPUID settings of processor `index` of `cpus`.
-pub fn settings(index: u32, cpus: u32, physical_bits: u32) -> CpuidSettings {
-    CpuidSettings { index, cpus, tsc_khz: TSC_KHZ, apic_khz: crate::lapic::TIMER_KHZ, physical_bits }
+pub fn settings(index: u32, cpus: u32, physical_bits: u32, tsc_khz: u32) -> CpuidSettings {
+    CpuidSettings { index, cpus, tsc_khz, apic_khz: crate::lapic::TIMER_KHZ, physical_bits }
 }
 
 impl Cpu {

@@ -2,7 +2,6 @@
 
 use crate::cpu::{Cpu, seg};
 use crate::lapic::Rejected;
-use crate::system::{TSC_KHZ, tsc_of};
 use engine::cpu_model::FeatureSet;
 use x86::{Efer, msr};
 
@@ -271,8 +270,8 @@ impl Cpu {
                 let cpus = u64::from(self.cpuid(0xb, 1)[1]);
                 cpus << 16 | cpus
             }
-            PLATFORM_INFO => u64::from(TSC_KHZ / 100_000) << 8 | 1 << 31,
-            PERF_STATUS => u64::from(TSC_KHZ / 100_000) << 8,
+            PLATFORM_INFO => u64::from(self.system.tsc_khz / 100_000) << 8 | 1 << 31,
+            PERF_STATUS => u64::from(self.system.tsc_khz / 100_000) << 8,
             msr::XSS if features.has("xsaves") => 0,
             _ if self.has_msr(index) => *self.system.msrs.cell(index)?,
             _ => return None,
@@ -354,7 +353,7 @@ impl Cpu {
 
     /// As [`Cpu::set_tsc`], for loading: nothing is due before the next run.
     pub(crate) fn place_tsc(&mut self, value: u64) {
-        let now = tsc_of(self.system.now_ns());
+        let now = self.system.ticks(self.system.now_ns());
         let offset = value.wrapping_sub(now);
         let msrs = &mut self.system.msrs;
         msrs.tsc_adjust = msrs.tsc_adjust.wrapping_add(offset.wrapping_sub(msrs.tsc_offset));
@@ -373,7 +372,7 @@ impl Cpu {
         // A deadline whose distance is more than half of the counter's range has passed.
         let left = value.wrapping_sub(tsc);
         let left = if value <= tsc { 0 } else { left };
-        let left_ns = (u128::from(left) * 1_000_000).div_ceil(u128::from(TSC_KHZ));
+        let left_ns = (u128::from(left) * 1_000_000).div_ceil(u128::from(self.system.tsc_khz));
         let due = u64::try_from(left_ns).ok().and_then(|left| now.checked_add(left));
         if let Some(lapic) = &mut self.system.lapic {
             lapic.set_tsc_deadline(value, due);

@@ -186,6 +186,10 @@ impl Cpu {
     }
 
     pub(crate) fn deliver_stashed(&mut self) -> Result<(), Stop> {
+        if self.exit.is_some() {
+            // Not a fault of the guest's: the instruction has to be executed elsewhere.
+            return Err(Stop::Exit);
+        }
         let exception = self.exception;
         match self.deliver_exception(exception) {
             Err(Stop::Exit) => Err(Stop::Exit),

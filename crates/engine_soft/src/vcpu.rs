@@ -2,9 +2,9 @@
 #![expect(unsafe_code, reason = "a processor holds raw pointers into memory that it owns or keeps alive")]
 
 use crate::cpu::Cpu;
-use engine::{EngineError, ExitCounts, Kick, Vcpu, VcpuIo, VmExit};
+use engine::{EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit};
 use std::sync::Arc;
-use x86::CpuState;
+use x86::{CpuState, MpState};
 
 /// A processor of the software engine.
 pub struct SoftVcpu {
@@ -47,6 +47,14 @@ impl Vcpu for SoftVcpu {
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.cpu.restore(state)
+    }
+
+    fn occupation(&self) -> Occupation {
+        match (self.cpu.mp_state, self.cpu.cpl) {
+            (MpState::Runnable, 0) => Occupation::Kernel,
+            (MpState::Runnable, _) => Occupation::Program,
+            _ => Occupation::Waiting,
+        }
     }
 
     fn counts(&self) -> ExitCounts {

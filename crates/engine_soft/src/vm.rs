@@ -4,11 +4,11 @@ use crate::cpu::Cpu;
 use crate::cpuid;
 use crate::interp::simd;
 use crate::lapic::{ApicBus, Lapic, LapicPort};
-use crate::system::{SystemSettings, SystemState, event};
+use crate::system::{SystemSettings, SystemState, TSC_KHZ, event};
 use crate::translate::TranslationSettings;
 use crate::vcpu::SoftVcpu;
-use engine::cpu_model::{CpuModel, CpuidTable};
-use engine::{Engine, EngineError, EngineKind, Kick, MsiMessage, Vcpu, Vm, VmSettings};
+use engine::cpu_model::{CpuModel, CpuidTable, FeatureSet, HostIdentity};
+use engine::{Engine, EngineError, EngineKind, Kick, MsiMessage, Vcpu, Vm, VmSettings, Worth};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -52,6 +52,18 @@ impl Engine for SoftEngine {
         EngineKind::Software
     }
 
+    fn features(&self) -> FeatureSet {
+        cpuid::supported()
+    }
+
+    fn identity(&self) -> Option<HostIdentity> {
+        None
+    }
+
+    fn worth(&self) -> Worth {
+        Worth { emulates_kernels: false, is_faithful: true, shows_host_xcr0: false }
+    }
+
     fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, EngineError> {
         simd::prepare().map_err(|error| EngineError::Unavailable {
             engine: EngineKind::Software,
@@ -92,11 +104,14 @@ impl Vm for SoftVm {
             reason: format!("There is no processor {index}, the machine has {}", self.settings.cpus),
         };
         let port = Arc::clone(self.bus.port(index).ok_or_else(missing)?);
-        let table = CpuidTable::new(&self.model, cpuid::settings(index, self.settings.cpus, PHYSICAL_BITS));
+        let (cpus, tsc_khz) = (self.settings.cpus, self.tsc_khz());
+        let table = CpuidTable::new(&self.model, cpuid::settings(index, cpus, PHYSICAL_BITS, tsc_khz));
         let system = SystemState::new(SystemSettings {
             model: self.model.clone(),
             cpuid: table,
             physical_bits: PHYSICAL_BITS,
+            tsc_khz,
+            lenient_xrstor: self.settings.lenient_xrstor,
             clock: Arc::clone(&self.settings.clock),
             entropy: Arc::clone(&self.settings.entropy),
             lapic: if self.has_lapic { Lapic::new(&self.bus, index) } else { None },
@@ -111,6 +126,10 @@ impl Vm for SoftVm {
             })?;
         }
         Ok(Box::new(SoftVcpu::new(cpu, Arc::new(PortKick(port)))))
+    }
+
+    fn tsc_khz(&self) -> u32 {
+        self.settings.tsc_khz.unwrap_or(TSC_KHZ)
     }
 
     fn signal_msi(&self, message: MsiMessage) {

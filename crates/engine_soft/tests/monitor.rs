@@ -56,6 +56,8 @@ fn run(act: impl FnOnce(&GuestMemory, &dyn Vm, &Receiver<u16>)) {
         memory: memory.clone(),
         cpus: 1,
         model: CpuModel::named("max").unwrap(),
+        tsc_khz: None,
+        lenient_xrstor: false,
         clock: Arc::new(ManualClock::default()),
         entropy: Arc::new(HostEntropy),
     };

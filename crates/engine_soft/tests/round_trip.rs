@@ -159,6 +159,8 @@ fn one(memory: &Arc<GuestMemory>, clock: &Arc<ManualClock>) -> One {
         memory: Arc::clone(memory),
         cpus: 1,
         model: CpuModel::named("max").unwrap(),
+        tsc_khz: None,
+        lenient_xrstor: false,
         clock: clock.clone(),
         entropy: Arc::new(HostEntropy),
     };

@@ -37,6 +37,8 @@ fn machine() -> (Arc<dyn Vm>, Box<dyn Vcpu>) {
         memory,
         cpus: 2,
         model: CpuModel::named("max").unwrap(),
+        tsc_khz: None,
+        lenient_xrstor: false,
         clock: Arc::new(ManualClock::default()),
         entropy: Arc::new(HostEntropy),
     };

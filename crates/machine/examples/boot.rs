@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = MachineSettings {
         engine: Arc::new(engine_soft::SoftEngine::new()),
         carrier: None,
+        tsc_khz: None,
         cpus: rest.first().map_or(Ok(1), |cpus| cpus.parse())?,
         model: CpuModel::named("max")?,
         memory: 512 << 20,

@@ -1,8 +1,9 @@
 //! Which engine runs a machine, and why.
 
+use crate::excursion::Carrier;
 use engine::{Engine, EngineError, EngineKind};
 use engine_kvm::KvmEngine;
-use engine_kvm::probe::{KvmReport, Usable, probe};
+use engine_kvm::probe::{KvmReport, Usable, probe, probe_briefly};
 use engine_soft::SoftEngine;
 use engine_soft::translate::TranslationSettings;
 use serde::Serialize;
@@ -14,7 +15,7 @@ pub struct Chosen {
     /// The engine.
     pub engine: Arc<dyn Engine>,
     /// What carries a processor past what KVM cannot execute.
-    pub carrier: Option<Arc<dyn Engine>>,
+    pub carrier: Option<Carrier>,
     /// Why this one.
     pub reason: String,
 }
@@ -30,9 +31,12 @@ pub struct Report {
     pub kvm: KvmReport,
 }
 
-/// Tries KVM and decides what `auto` means here.
+/// Tries all of KVM and decides what `auto` means here.
 pub fn examine() -> Report {
-    let kvm = probe();
+    decide(probe())
+}
+
+fn decide(kvm: KvmReport) -> Report {
     let why = &kvm.verdict.reason;
     let (chosen, reason) = match kvm.verdict.usable {
         Usable::Full => (EngineKind::Kvm, format!("KVM is good: {why}")),
@@ -51,20 +55,17 @@ pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
         EngineChoice::Kvm => (EngineKind::Kvm, "asked for".to_owned()),
         EngineChoice::Software => (EngineKind::Software, "asked for".to_owned()),
         EngineChoice::Auto => {
-            let report = examine();
+            let report = decide(probe_briefly());
             (report.chosen, report.reason)
         }
     };
+    let software: Arc<dyn Engine> = Arc::new(SoftEngine::new().with_translation(translation(config)));
     Ok(match kind {
-        EngineKind::Software => {
-            let engine = Arc::new(SoftEngine::new().with_translation(translation(config)));
-            Chosen { engine, carrier: None, reason }
+        EngineKind::Software => Chosen { engine: software, carrier: None, reason },
+        EngineKind::Kvm => {
+            let carrier = Carrier { steps: Arc::new(SoftEngine::carrier()), machine: software };
+            Chosen { engine: Arc::new(KvmEngine::open()?), carrier: Some(carrier), reason }
         }
-        EngineKind::Kvm => Chosen {
-            engine: Arc::new(KvmEngine::open()?),
-            carrier: Some(Arc::new(SoftEngine::carrier())),
-            reason,
-        },
     })
 }
 

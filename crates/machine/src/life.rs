@@ -1,15 +1,18 @@
 //! The life of a machine.
 
 use crate::board::{Board, BoardError, BoardEvents, BoardSettings, Surroundings};
+use crate::excursion::Carrier;
 use crate::interrupts::InterruptGate;
 use crate::memory_map;
+use crate::moves::Moves;
+use crate::policy::Causes;
 use crate::saved::{MemoryRun, RestoreError, SavedMachine, SavedState};
 use crate::vcpu_thread::{ExitHandler, Herd};
 use chipset::acpi_pm::PowerEvents;
 use chipset::serial::Serial;
 use device::SaveError;
 use engine::cpu_model::CpuModel;
-use engine::{Engine, EngineError, EngineKind, ExitCounts, Vcpu, Vm, VmExit, VmSettings};
+use engine::{Engine, EngineError, ExitCounts, Vcpu, Vm, VmExit, VmSettings};
 use guest_clock::{Clock, HostEntropy, MachineClock, TimerQueue};
 use guest_memory::{GuestMemory, MemoryError};
 use parking_lot::Mutex;
@@ -31,6 +34,8 @@ pub enum MachineEvent {
     DebugExit(u32),
     /// The guest's kernel panicked and said so on the pvpanic port.
     GuestPanic,
+    /// The engine should change: call [`Machine::follow_advice`].
+    Engine(EngineAdvice),
     /// A processor shut down after a triple fault.
     TripleFault {
         /// Which.
@@ -43,6 +48,15 @@ pub enum MachineEvent {
         /// Why.
         detail: String,
     },
+}
+
+/// What the policy of engines advises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineAdvice {
+    /// KVM fails so often that the software engine is quicker: leave it.
+    Leave,
+    /// KVM may do better by now: go back to it.
+    Return,
 }
 
 /// Why a machine cannot be built or changed.
@@ -76,11 +90,13 @@ pub struct MachineSettings {
     /// Runs the processors.
     pub engine: Arc<dyn Engine>,
     /// What carries a processor past an instruction that `engine` cannot execute, if anything.
-    pub carrier: Option<Arc<dyn Engine>>,
+    pub carrier: Option<Carrier>,
     /// Processors.
     pub cpus: u32,
     /// What they look like.
     pub model: CpuModel,
+    /// Frequency of the time-stamp counter in kHz; `None` leaves it to the engine the machine starts on.
+    pub tsc_khz: Option<u32>,
     /// RAM in bytes, a multiple of the page size.
     pub memory: u64,
     /// The guest's kernel and what goes with it.
@@ -103,18 +119,20 @@ impl PowerEvents for PowerRequests {
 /// A virtual machine with its threads.
 pub struct Machine {
     memory: Arc<GuestMemory>,
-    clock: Arc<MachineClock>,
-    timers: Arc<TimerQueue>,
+    pub(crate) clock: Arc<MachineClock>,
+    pub(crate) timers: Arc<TimerQueue>,
     gate: Arc<InterruptGate>,
-    board: Board,
-    herd: Arc<Herd>,
+    pub(crate) board: Board,
+    pub(crate) herd: Arc<Herd>,
     threads: Vec<JoinHandle<()>>,
     boot: loader::BootSource,
     settings: VmSettings,
-    engine: Arc<dyn Engine>,
-    carrier: Option<Arc<dyn Engine>>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) carrier: Option<Carrier>,
     finished_counts: ExitCounts,
-    engine_switches: u64,
+    pub(crate) engine_switches: u64,
+    causes: Arc<Causes>,
+    pub(crate) moves: Moves,
 }
 
 impl Machine {
@@ -161,14 +179,20 @@ impl Machine {
             entropy: entropy.clone(),
         };
         let board = Board::new(around, settings.board, board_events)?;
+        let mut engines: Vec<&dyn Engine> = vec![settings.engine.as_ref()];
+        engines.extend(settings.carrier.as_ref().map(|carrier| carrier.machine.as_ref()));
+        let model = crate::moves::common_model(&settings.model, &engines)?;
         let vm_settings = VmSettings {
             memory: memory.clone(),
             cpus: settings.cpus,
-            model: settings.model,
+            model,
+            tsc_khz: settings.tsc_khz,
+            lenient_xrstor: settings.carrier.is_some() && settings.engine.worth().shows_host_xcr0,
             clock: clock.clone(),
             entropy,
         };
         let herd = Herd::new(settings.cpus, board.io.clone());
+        let moves = Moves::new(&timers, &herd, Mutex::new(sender.clone()));
         let mut machine = Machine {
             memory,
             clock,
@@ -183,6 +207,8 @@ impl Machine {
             carrier: settings.carrier,
             finished_counts: ExitCounts::default(),
             engine_switches: 0,
+            causes: Arc::default(),
+            moves,
         };
         match saved {
             Some(saved) => machine.load_saved(saved)?,
@@ -201,6 +227,10 @@ impl Machine {
         let on_exit: Arc<ExitHandler> = Arc::new(move |vcpu, exit| {
             let event = match exit {
                 VmExit::TripleFault => MachineEvent::TripleFault { vcpu },
+                VmExit::BetterElsewhere { detail } => {
+                    tracing::info!(vcpu, detail, "the engine should change");
+                    MachineEvent::Engine(EngineAdvice::Leave)
+                }
                 VmExit::Failed { detail } | VmExit::EmulationFailure { detail } => {
                     MachineEvent::Failed { vcpu, detail }
                 }
@@ -213,16 +243,19 @@ impl Machine {
     }
 
     /// Creates the processors on the current engine and gives them `states`, or their states after reset.
-    fn install_vcpus(&mut self, states: Option<&[CpuState]>) -> Result<(), MachineError> {
+    pub(crate) fn install_vcpus(&mut self, states: Option<&[CpuState]>) -> Result<(), MachineError> {
         let vm = self.engine.create_vm(self.settings.clone())?;
         let mut vcpus = (0..self.settings.cpus)
             .map(|index| self.create_vcpu(&vm, index))
             .collect::<Result<Vec<_>, _>>()?;
+        // From now on it is the machine's, whatever runs it.
+        self.settings.tsc_khz = self.settings.tsc_khz.or(Some(vm.tsc_khz()).filter(|khz| *khz != 0));
         for (vcpu, state) in vcpus.iter_mut().zip(states.unwrap_or_default()) {
             vcpu.set_state(state)?;
         }
         self.gate.connect(Some(vm));
         self.herd.set_vcpus(vcpus);
+        self.patrol();
         Ok(())
     }
 
@@ -254,7 +287,10 @@ impl Machine {
     fn create_vcpu(&self, vm: &Arc<dyn Vm>, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
         let vcpu = vm.create_vcpu(index)?;
         match &self.carrier {
-            Some(carrier) => crate::excursion::wrap(vcpu, carrier.as_ref(), &self.settings, index),
+            Some(carrier) => {
+                let slow = self.engine.worth().emulates_kernels;
+                crate::excursion::wrap(vcpu, &*carrier.steps, &self.settings, index, &self.causes, slow)
+            }
             None => Ok(vcpu),
         }
     }
@@ -300,25 +336,9 @@ impl Machine {
         self.load_guest()
     }
 
-    /// Moves all processors to another engine. The machine is paused before and after.
-    pub fn switch_engine(
-        &mut self,
-        engine: Arc<dyn Engine>,
-        carrier: Option<Arc<dyn Engine>>,
-    ) -> Result<(), MachineError> {
-        let mut states = Vec::new();
-        self.herd.for_each(|_, vcpu| vcpu.state().map(|state| states.push(state)))?;
-        self.retire_vcpus();
-        self.engine = engine;
-        self.carrier = carrier;
-        self.engine_switches += 1;
-        self.install_vcpus(Some(&states))
-    }
-
-    fn retire_vcpus(&mut self) {
+    pub(crate) fn retire_vcpus(&mut self) {
         self.gate.connect(None);
-        let counts = self.counts();
-        self.finished_counts = counts;
+        self.finished_counts = self.counts();
         self.herd.clear();
     }
 
@@ -337,16 +357,6 @@ impl Machine {
         &self.board.serial
     }
 
-    /// Which engine runs the processors.
-    pub fn engine(&self) -> EngineKind {
-        self.engine.kind()
-    }
-
-    /// How often the engine was changed.
-    pub fn engine_switches(&self) -> u64 {
-        self.engine_switches
-    }
-
     /// Guest RAM.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
@@ -359,6 +369,8 @@ impl Machine {
             counts.add(&vcpu.counts());
             Ok::<(), EngineError>(())
         });
+        let causes = self.causes.counts().into_iter();
+        counts.counts.extend(causes.map(|(cause, count)| (format!("excursions: {cause}"), count)));
         counts
     }
 

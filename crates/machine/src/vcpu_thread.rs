@@ -102,6 +102,11 @@ impl Herd {
     fn give(&self, order: Order) {
         self.state.lock().order = order;
         self.changed.notify_all();
+        self.kick();
+    }
+
+    /// Lets all look up from their work for a moment.
+    pub fn kick(&self) {
         self.kickers.lock().iter().for_each(|kicker| kicker.kick());
     }
 

@@ -48,6 +48,7 @@ fn settings(kernel: &Path, cpus: u32, memory: u64, console: &Console) -> Machine
     MachineSettings {
         engine: Arc::new(SoftEngine::new()),
         carrier: None,
+        tsc_khz: None,
         cpus,
         model: CpuModel::named("max").unwrap(),
         memory,

@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::control::protocol::{Command, EngineName, Event, Refusal, RefusalKind, Reply};
 use crate::stats::{Stats, Status};
-use machine::MachineEvent;
+use machine::{EngineAdvice, MachineEvent};
 use serde_json::json;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -44,6 +44,12 @@ pub trait Guest {
     /// # Errors
     /// Why there is no machine any more.
     fn reset(&mut self) -> Result<(), String>;
+    /// Changes the CPU engine as advised, if that still makes sense, and tells the new one; it stands before and
+    /// after.
+    ///
+    /// # Errors
+    /// Why there is no machine any more.
+    fn change_engine(&mut self, advice: EngineAdvice) -> Result<Option<EngineName>, String>;
     /// Presses the power button.
     fn press_power_button(&mut self);
     /// The counters of the standing guest.
@@ -198,10 +204,23 @@ impl Driver<'_> {
             MachineEvent::Reset => self.reset(),
             MachineEvent::DebugExit(value) => Some(Outcome::DebugExit(value)),
             MachineEvent::GuestPanic => Some(Outcome::GuestPanic),
+            MachineEvent::Engine(advice) => self.change_engine(advice),
             MachineEvent::TripleFault { vcpu } => Some(Outcome::TripleFault { vcpu }),
             MachineEvent::Failed { vcpu, detail } => {
                 Some(Outcome::Failed { detail: format!("vCPU {vcpu}: {detail}") })
             }
+        }
+    }
+
+    fn change_engine(&mut self, advice: EngineAdvice) -> Option<Outcome> {
+        match self.while_standing(|guest| guest.change_engine(advice)) {
+            Ok(changed) => {
+                if let Some(engine) = changed {
+                    self.guest.announce(Event::EngineSwitched { engine });
+                }
+                None
+            }
+            Err(detail) => Some(Outcome::Failed { detail }),
         }
     }
 
@@ -246,6 +265,10 @@ mod tests {
         fn reset(&mut self) -> Result<(), String> {
             self.log.push("reset");
             Ok(())
+        }
+        fn change_engine(&mut self, _: EngineAdvice) -> Result<Option<EngineName>, String> {
+            self.log.push("change");
+            Ok(Some(EngineName::Software))
         }
         fn press_power_button(&mut self) {
             self.log.push("button");
@@ -316,6 +339,14 @@ mod tests {
             (Outcome::PowerOff, vec!["resume", "pause", "reset", "resume", "pause"])
         );
         assert_eq!(play(&[reset], true).0, Outcome::Reset);
+    }
+
+    #[test]
+    fn engines_change_on_a_standing_guest() {
+        let advice = Request::Guest(MachineEvent::Engine(EngineAdvice::Leave));
+        let (_, guest) = play(&[advice.clone(), control(Command::Pause {}), advice, Request::Quit], false);
+        assert_eq!(guest.log, ["resume", "pause", "change", "resume", "pause", "change"]);
+        assert_eq!(guest.events[0], Event::EngineSwitched { engine: EngineName::Software });
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::{Outcome, VmmError, disks, fatal, terminal};
 use engine::cpu_model::CpuModel;
 use machine::engines::{Chosen, choose};
 use machine::{
-    BoardSettings, BootSource, EntryProtocol, Machine, MachineError, MachineSettings, SerialBackend,
+    BoardSettings, BootSource, EngineAdvice, EntryProtocol, Machine, MachineError, MachineSettings,
+    SerialBackend,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     let settings = MachineSettings {
         engine,
         carrier,
+        tsc_khz: None,
         cpus: config.cpus,
         model,
         memory: config.memory.0,
@@ -138,6 +140,11 @@ impl Guest for RunningGuest<'_> {
 
     fn reset(&mut self) -> Result<(), String> {
         self.machine.reset().map_err(|error| in_words(&error))
+    }
+
+    fn change_engine(&mut self, advice: EngineAdvice) -> Result<Option<EngineName>, String> {
+        let changed = self.machine.follow_advice(advice).map_err(|error| in_words(&error))?;
+        Ok(changed.then(|| self.machine.engine().into()))
     }
 
     fn press_power_button(&mut self) {

@@ -1,11 +1,13 @@
-//! A throw-away machine for one snippet.
+//! Throw-away machines for snippets.
 
 use super::snippets::Snippet;
-use crate::cpuid::Source;
+use crate::cpuid::{MARK, Source};
 use crate::{KvmEngine, KvmVm};
-use engine::{EngineError, Kick, Vcpu, VcpuIo, VmExit};
+use engine::cpu_model::CpuModel;
+use engine::{Engine, EngineError, Kick, Vcpu, VcpuIo, VmExit, VmSettings};
+use guest_clock::{HostEntropy, MachineClock};
 use guest_memory::{GuestMemory, MemoryError};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use x86::{CpuState, Segment, SegmentAttributes, msr};
@@ -25,8 +27,10 @@ pub(super) const HANDLER: u64 = 0xa000;
 pub(super) const SCRATCH: u64 = 0x9000;
 const TABLES: u64 = 0x1000;
 const IDT: u64 = 0x5000;
+const IDT_SIZE: usize = 0x1000;
 const GDT: u64 = 0x6000;
 const STACK: u64 = 0x7000;
+const TSS: u64 = 0x7800;
 const SIZE: u64 = 1 << 20;
 
 /// Written when the snippet came to its end.
@@ -70,34 +74,130 @@ enum Message {
     Ended(Outcome),
 }
 
-/// Runs a snippet on a thread of its own. A thread that KVM never lets go of is left behind.
-pub(super) fn run_limited(engine: &Arc<KvmEngine>, snippet: Snippet) -> Outcome {
-    let (sender, receiver) = channel();
-    let engine = Arc::clone(engine);
-    let thread = std::thread::Builder::new().name("kvm-probe".to_owned());
-    let spawned = thread.spawn(move || {
-        let outcome =
-            run(&engine, &snippet, &sender).unwrap_or_else(|error| Outcome::Refused(error.to_string()));
-        // Nobody listens after the time limit.
-        let _ = sender.send(Message::Ended(outcome));
-    });
-    if let Err(error) = spawned {
-        return Outcome::Refused(format!("no thread: {error}"));
+/// Makes the machine, on the thread that runs it.
+type Maker = dyn Fn() -> Result<ThrowAway, SetupError> + Send + Sync;
+
+/// Runs snippets, on a thread of its own and on one machine as long as that is sound.
+pub(super) struct Bench {
+    maker: Arc<Maker>,
+    worker: Option<Worker>,
+}
+
+/// The thread with the machine, which ends when nobody can ask it any more.
+struct Worker {
+    snippets: Sender<Snippet>,
+    answers: Receiver<Message>,
+}
+
+impl Bench {
+    /// On KVM, whose CPUID is marked.
+    pub(super) fn new(engine: &Arc<KvmEngine>) -> Self {
+        let engine = Arc::clone(engine);
+        Bench { maker: Arc::new(move || ThrowAway::new(&engine)), worker: None }
     }
-    let deadline = Instant::now() + LIMIT;
-    let mut kicker: Option<Arc<dyn Kick>> = None;
-    loop {
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Message::Started(handle)) => kicker = Some(handle),
-            Ok(Message::Ended(outcome)) => return outcome,
-            Err(RecvTimeoutError::Disconnected) => return Outcome::Refused("the thread ended".to_owned()),
-            Err(RecvTimeoutError::Timeout) => break,
+
+    /// On another engine.
+    pub(super) fn on(engine: Arc<dyn Engine>) -> Self {
+        Bench { maker: Arc::new(move || ThrowAway::on(engine.as_ref())), worker: None }
+    }
+
+    /// Runs a snippet. A thread that KVM never lets go of is left behind.
+    pub(super) fn run(&mut self, snippet: Snippet) -> Outcome {
+        let worker = match self.worker.take().map_or_else(|| Worker::start(&self.maker), Ok) {
+            Ok(worker) => worker,
+            Err(error) => return Outcome::Refused(format!("no thread: {error}")),
+        };
+        let outcome = worker.run(snippet);
+        // What failed may have left anything behind in the machine.
+        if matches!(outcome, Outcome::Finished { .. }) {
+            self.worker = Some(worker);
+        }
+        outcome
+    }
+}
+
+impl Worker {
+    fn start(maker: &Arc<Maker>) -> std::io::Result<Self> {
+        let (snippets, queue) = channel();
+        let (sender, answers) = channel();
+        let maker = Arc::clone(maker);
+        let thread = std::thread::Builder::new().name("kvm-probe".to_owned());
+        thread.spawn(move || serve(maker.as_ref(), &queue, &sender))?;
+        Ok(Worker { snippets, answers })
+    }
+
+    fn run(&self, snippet: Snippet) -> Outcome {
+        if self.snippets.send(snippet).is_err() {
+            return Outcome::Refused("the thread ended".to_owned());
+        }
+        let deadline = Instant::now() + LIMIT;
+        let mut kicker: Option<Arc<dyn Kick>> = None;
+        loop {
+            match self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Message::Started(handle)) => kicker = Some(handle),
+                Ok(Message::Ended(outcome)) => return outcome,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Outcome::Refused("the thread ended".to_owned());
+                }
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        if let Some(kicker) = kicker {
+            kicker.kick();
+        }
+        Outcome::TimedOut { kicked: self.answers.recv_timeout(GRACE).is_ok() }
+    }
+}
+
+fn serve(maker: &Maker, snippets: &Receiver<Snippet>, answers: &Sender<Message>) {
+    let mut machine = None;
+    for snippet in snippets {
+        let outcome = match run(maker, &mut machine, &snippet, answers) {
+            Ok(outcome) => outcome,
+            Err(error) => Outcome::Refused(error.to_string()),
+        };
+        if answers.send(Message::Ended(outcome)).is_err() {
+            return;
         }
     }
-    if let Some(kicker) = kicker {
-        kicker.kick();
+}
+
+/// A machine of one processor.
+struct ThrowAway {
+    memory: Arc<GuestMemory>,
+    vcpu: Box<dyn Vcpu>,
+    after_reset: CpuState,
+}
+
+impl ThrowAway {
+    fn new(engine: &KvmEngine) -> Result<Self, SetupError> {
+        let memory = Arc::new(GuestMemory::new(&[(0, SIZE)])?);
+        let source = Source::Everything(engine.supported_cpuid().clone());
+        let vm = KvmVm::create(engine.kvm(), memory.clone(), 1, source, None)?;
+        let vcpu = vm.create_kvm_vcpu(0)?;
+        let after_reset = vcpu.state()?;
+        Ok(ThrowAway { memory, vcpu: Box::new(vcpu), after_reset })
     }
-    Outcome::TimedOut { kicked: receiver.recv_timeout(GRACE).is_ok() }
+
+    fn on(engine: &dyn Engine) -> Result<Self, SetupError> {
+        let memory = Arc::new(GuestMemory::new(&[(0, SIZE)])?);
+        let mut model = CpuModel::named("max")?;
+        model.brand = String::from_utf8_lossy(&MARK.to_le_bytes()).into_owned();
+        let clock = Arc::new(MachineClock::new(0));
+        clock.start();
+        let vm = engine.create_vm(VmSettings {
+            memory: memory.clone(),
+            cpus: 1,
+            model,
+            tsc_khz: None,
+            lenient_xrstor: false,
+            clock,
+            entropy: Arc::new(HostEntropy),
+        })?;
+        let vcpu = vm.create_vcpu(0)?;
+        let after_reset = vcpu.state()?;
+        Ok(ThrowAway { memory, vcpu, after_reset })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -108,13 +208,18 @@ enum SetupError {
     Memory(#[from] MemoryError),
 }
 
-fn run(engine: &KvmEngine, snippet: &Snippet, started: &Sender<Message>) -> Result<Outcome, SetupError> {
-    let memory = Arc::new(GuestMemory::new(&[(0, SIZE)])?);
-    fill(&memory, snippet)?;
-    let source = Source::Everything(engine.supported_cpuid().clone());
-    let vm = KvmVm::create(engine.kvm(), memory, 1, source)?;
-    let mut vcpu = vm.create_kvm_vcpu(0)?;
-    let mut state = vcpu.state()?;
+fn run(
+    maker: &Maker,
+    machine: &mut Option<ThrowAway>,
+    snippet: &Snippet,
+    started: &Sender<Message>,
+) -> Result<Outcome, SetupError> {
+    let ThrowAway { memory, vcpu, after_reset } = match machine {
+        Some(machine) => machine,
+        None => machine.insert(maker()?),
+    };
+    fill(memory, snippet)?;
+    let mut state = after_reset.clone();
     if snippet.real_mode {
         enter_real_mode(&mut state);
     } else {
@@ -137,12 +242,22 @@ fn fill(memory: &GuestMemory, snippet: &Snippet) -> Result<(), MemoryError> {
     for at in 0..512 {
         word(TABLES + 0x2000 + at * 8, at << 21 | 0x87)?;
     }
+    // And the one below 4 GiB, uncached, for the local APIC.
+    word(TABLES + 0x1000 + 3 * 8, (TABLES + 0x3000) | 3)?;
+    for at in 0..512 {
+        word(TABLES + 0x3000 + at * 8, ((3 << 30) + (at << 21)) | 0x9b)?;
+    }
+    // RSP0 for interrupts of ring 3.
+    memory.write(TSS + 4, &STACK.to_le_bytes())?;
     // Null, kernel code and data, a gap, user data and code, as SYSRET wants them.
     let descriptors: [u64; 6] =
         [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
     for (at, descriptor) in (0..).zip(descriptors) {
         word(GDT + at * 8, descriptor)?;
     }
+    // Nothing of the snippet before.
+    memory.write(IDT, &[0; IDT_SIZE])?;
+    memory.write(SCRATCH, &[0; 0x1000])?;
     for &vector in snippet.expected {
         // A present interrupt gate, DPL 3, through selector 8.
         let gate = HANDLER & 0xffff | 8 << 16 | 0xee00 << 32 | HANDLER >> 16 << 48;
@@ -151,7 +266,7 @@ fn fill(memory: &GuestMemory, snippet: &Snippet) -> Result<(), MemoryError> {
     memory.write(CODE, &snippet.code)?;
     memory.write(HANDLER, snippet.handler)?;
     memory.write(USER_CODE, snippet.user_code)?;
-    memory.write(SYSCALL_ENTRY, &super::snippets::FINISH)
+    memory.write(SYSCALL_ENTRY, snippet.system_call)
 }
 
 fn enter_real_mode(state: &mut CpuState) {
@@ -173,6 +288,7 @@ fn enter_long_mode(state: &mut CpuState, xcr0: u64) {
     segments.cs = flat(8, 0xa09b);
     (segments.ds, segments.es, segments.ss) = (data, data, data);
     (segments.fs, segments.gs) = (data, data);
+    segments.tr = Segment { base: TSS, limit: 0x67, ..flat(0x40, 0x8b) };
     (state.gdtr.base, state.gdtr.limit) = (GDT, 47);
     (state.idtr.base, state.idtr.limit) = (IDT, 0xfff);
     // PG, WP, NE, ET, MP, PE; OSXMMEXCPT, OSFXSR, PAE; LMA, LME, SCE.
@@ -190,6 +306,8 @@ fn enter_long_mode(state: &mut CpuState, xcr0: u64) {
     // SYSRET to selectors 0x28 and 0x20, SYSCALL to 8 and 0x10.
     state.set_msr(msr::STAR, 0x001b_0008 << 32);
     state.set_msr(msr::LSTAR, SYSCALL_ENTRY);
+    // Interrupts off in system calls.
+    state.set_msr(msr::FMASK, 1 << 9);
 }
 
 #[derive(Default)]

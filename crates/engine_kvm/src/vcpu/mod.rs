@@ -20,7 +20,7 @@ use crate::kick::Kicker;
 use crate::state::{self, EXCURSION_MSRS, Extent};
 use crate::vm::Shared;
 use counts::Counts;
-use engine::{EngineError, ExitCounts, Kick, Vcpu, VcpuIo, VmExit};
+use engine::{EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit};
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
 use kvm_ioctls::VcpuFd;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub struct KvmVcpu {
 impl KvmVcpu {
     pub(crate) fn create(shared: &Arc<Shared>, index: u32) -> Result<Self, EngineError> {
         let mut fd = shared.fd.create_vcpu(u64::from(index)).map_err(host("KVM_CREATE_VCPU"))?;
-        let tsc_khz = fd.get_tsc_khz().unwrap_or(0);
+        let tsc_khz = shared.settle_tsc(&fd)?;
         let cpuid = shared.cpuid.for_processor(index, shared.cpus, tsc_khz)?;
         fd.set_cpuid2(&cpuid).map_err(host("KVM_SET_CPUID2"))?;
         let saved = shared.msrs.get_or_init(|| state::find_saved(&fd));
@@ -143,7 +143,17 @@ impl Vcpu for KvmVcpu {
 
     fn set_excursion_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.readiness_known = false;
-        state::write(&self.fd, state, self.index, &self.excursion_msrs, Extent::Excursion)
+        state::write(&self.fd, state, self.index, &self.excursion_msrs, Extent::Excursion)?;
+        self.shared.forget_translations()
+    }
+
+    fn occupation(&self) -> Occupation {
+        match self.fd.get_sregs() {
+            _ if self.is_halted() => Occupation::Waiting,
+            // The stack segment's level is the current one (SDM 3A 5.5).
+            Ok(sregs) if sregs.ss.dpl != 0 => Occupation::Program,
+            _ => Occupation::Kernel,
+        }
     }
 
     fn counts(&self) -> ExitCounts {

@@ -101,6 +101,8 @@ pub fn machine() -> Option<Machine> {
         memory: Arc::clone(&memory),
         cpus: 1,
         model: model(),
+        tsc_khz: None,
+        lenient_xrstor: false,
         clock: Arc::new(ManualClock::default()),
         entropy: Arc::new(HostEntropy),
     };

@@ -302,6 +302,7 @@ impl Cpu {
             return Ok(set.page(slot) | linear & OFFSET);
         }
         let found = self.walk(linear, access, accessor)?;
+        self.check_foreign_apic(found.physical)?;
         self.fill(slot, linear, &found);
         Ok(found.physical)
     }

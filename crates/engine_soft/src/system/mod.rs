@@ -30,7 +30,7 @@ mod tests;
 
 pub use select::select;
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Fault};
 use crate::cpuid;
 use crate::lapic::{Lapic, Mode, base};
 use crate::msr::MsrFile;
@@ -61,7 +61,7 @@ pub mod event {
     pub const APIC_ERROR: u32 = 1 << 7;
 }
 
-/// Time-stamp counter frequency in kHz.
+/// Time-stamp counter frequency in kHz that this engine chooses.
 pub const TSC_KHZ: u32 = 1_000_000;
 
 /// What [`SystemState`] is made from.
@@ -72,6 +72,10 @@ pub struct SystemSettings {
     pub cpuid: CpuidTable,
     /// Guest-physical address width.
     pub physical_bits: u32,
+    /// Time-stamp counter frequency in kHz, not zero.
+    pub tsc_khz: u32,
+    /// See [`engine::VmSettings::lenient_xrstor`].
+    pub lenient_xrstor: bool,
     /// Guest time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
@@ -86,6 +90,8 @@ pub struct SystemState {
     pub(crate) model: CpuModel,
     pub(crate) cpuid: CpuidTable,
     pub(crate) physical_bits: u32,
+    pub(crate) tsc_khz: u32,
+    pub(crate) lenient_xrstor: bool,
     pub(crate) clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     /// The local APIC.
@@ -94,6 +100,8 @@ pub struct SystemState {
     /// NMIs wait for IRET.
     pub(crate) nmi_blocked: bool,
     pub(crate) monitor: monitor::Monitor,
+    /// The page of the local APIC, if that is in another engine.
+    pub(crate) foreign_apic: Option<u64>,
     /// Which of `iced_x86`'s features the model has.
     instruction_features: Vec<bool>,
     pub(crate) allowed: control::Allowed,
@@ -102,7 +110,8 @@ pub struct SystemState {
 impl SystemState {
     /// A processor's system part after reset.
     pub fn new(settings: SystemSettings) -> Self {
-        let SystemSettings { model, cpuid, physical_bits, clock, entropy, lapic } = settings;
+        let SystemSettings { model, cpuid, physical_bits, tsc_khz, lenient_xrstor, clock, entropy, lapic } =
+            settings;
         let features = model.features();
         SystemState {
             features,
@@ -111,12 +120,15 @@ impl SystemState {
             model,
             cpuid,
             physical_bits,
+            tsc_khz: tsc_khz.max(1),
+            lenient_xrstor,
             clock,
             entropy,
             lapic,
             msrs: MsrFile::new(features),
             nmi_blocked: false,
             monitor: monitor::Monitor::default(),
+            foreign_apic: None,
         }
     }
 
@@ -132,7 +144,12 @@ impl SystemState {
 
     /// The time-stamp counter.
     pub(crate) fn tsc(&self) -> u64 {
-        tsc_of(self.now_ns()).wrapping_add(self.msrs.tsc_offset)
+        self.ticks(self.now_ns()).wrapping_add(self.msrs.tsc_offset)
+    }
+
+    /// Ticks of the time-stamp counter since time zero.
+    pub(crate) fn ticks(&self, ns: u64) -> u64 {
+        (u128::from(ns) * u128::from(self.tsc_khz) / 1_000_000) as u64
     }
 }
 
@@ -148,19 +165,16 @@ impl SystemState {
     pub(crate) fn alone(model: CpuModel) -> Self {
         let physical_bits = 46;
         SystemState::new(SystemSettings {
-            cpuid: CpuidTable::new(&model, cpuid::settings(0, 1, physical_bits)),
+            cpuid: CpuidTable::new(&model, cpuid::settings(0, 1, physical_bits, TSC_KHZ)),
             model,
             physical_bits,
+            tsc_khz: TSC_KHZ,
+            lenient_xrstor: false,
             clock: Arc::new(guest_clock::MachineClock::new(0)),
             entropy: Arc::new(guest_clock::HostEntropy),
             lapic: None,
         })
     }
-}
-
-/// Ticks since time zero.
-pub(crate) fn tsc_of(ns: u64) -> u64 {
-    (u128::from(ns) * u128::from(TSC_KHZ) / 1_000_000) as u64
 }
 
 impl Cpu {
@@ -177,7 +191,7 @@ impl Cpu {
 
     /// Reads if the address is in the local APIC's page.
     pub fn apic_read(&mut self, physical: u64, bytes: &mut [u8]) -> bool {
-        let Some(offset) = self.apic_page_offset(physical) else { return self.foreign_apic(physical, bytes) };
+        let Some(offset) = self.apic_page_offset(physical) else { return false };
         let now = self.system.now_ns();
         if let Some(lapic) = &mut self.system.lapic {
             lapic.read_page(offset, bytes, now);
@@ -185,14 +199,14 @@ impl Cpu {
         true
     }
 
-    /// Without a local APIC of its own the processor leaves the access to somebody else: the exit tells.
-    fn foreign_apic(&mut self, physical: u64, bytes: &mut [u8]) -> bool {
-        if self.system.lapic.is_some() || physical & !0xfff != 0xfee0_0000 {
-            return false;
+    /// Stops before an access to the page of a local APIC that is elsewhere: the exit tells.
+    pub(crate) fn check_foreign_apic(&mut self, physical: u64) -> Result<(), Fault> {
+        if self.system.foreign_apic != Some(physical & !0xfff) {
+            return Ok(());
         }
-        bytes.fill(0);
         self.leave_to_owner_of_apic();
-        true
+        // Never delivered: the exit comes first.
+        Err(self.ud())
     }
 
     /// Notes that the instruction needs the local APIC, which this processor does not have.
@@ -203,9 +217,7 @@ impl Cpu {
 
     /// Writes if the address is in the local APIC's page.
     pub fn apic_write(&mut self, physical: u64, bytes: &[u8]) -> bool {
-        let Some(offset) = self.apic_page_offset(physical) else {
-            return self.foreign_apic(physical, &mut [0; 8][..bytes.len().min(8)]);
-        };
+        let Some(offset) = self.apic_page_offset(physical) else { return false };
         let now = self.system.now_ns();
         let done = self.system.lapic.as_mut().and_then(|lapic| lapic.write_page(offset, bytes, now));
         self.after_apic_write(done);

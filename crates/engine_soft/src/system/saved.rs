@@ -1,6 +1,7 @@
 //! The system part of [`CpuState`].
 
 use crate::cpu::Cpu;
+use crate::lapic::base;
 use crate::msr;
 use std::sync::atomic::Ordering;
 use x86::{CpuState, msr as number};
@@ -47,6 +48,10 @@ impl Cpu {
         if let Some(lapic) = &mut self.system.lapic {
             lapic.load(&state.lapic, state.apic_base, now);
         }
+        let apic_base = state.apic_base;
+        let elsewhere =
+            self.system.lapic.is_none() && apic_base & (base::ENABLE | base::X2APIC) == base::ENABLE;
+        self.system.foreign_apic = elsewhere.then_some(apic_base & base::ADDRESS);
         if let Some(value) = state.msr(number::TSC) {
             self.place_tsc(value);
         }

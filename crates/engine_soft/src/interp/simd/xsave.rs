@@ -23,6 +23,9 @@ const X87: u64 = 1 << 0;
 const SSE: u64 = 1 << 1;
 /// Component bit of AVX.
 const AVX: u64 = 1 << 2;
+/// Components that a host may have beyond the machine's: the AVX-512 states, PKRU and the AMX tiles (SDM 1 13.1). All
+/// are placed behind those of the machine.
+const HOST_COMPONENTS: u64 = 7 << 5 | 1 << 9 | 3 << 17;
 /// Bit 63 of XCOMP_BV: compacted.
 const COMPACTED: u64 = 1 << 63;
 /// Offset of the header.
@@ -344,7 +347,8 @@ fn header(cpu: &mut Cpu, insn: &Insn, offset: u64, supervisor: bool) -> Result<(
     let compacted = layout & COMPACTED != 0;
     let valid = if compacted {
         let components = layout & !COMPACTED;
-        components & !cpu.xcr0 == 0 && state & !components == 0 && bytes[16..] == [0; 48]
+        let known = cpu.xcr0 | if cpu.system.lenient_xrstor && !supervisor { HOST_COMPONENTS } else { 0 };
+        components & !known == 0 && state & !(components & cpu.xcr0) == 0 && bytes[16..] == [0; 48]
     } else {
         !supervisor && state & !cpu.xcr0 == 0 && bytes[8..24] == [0; 16]
     };

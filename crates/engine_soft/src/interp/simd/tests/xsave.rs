@@ -204,6 +204,25 @@ fn bad_headers_are_refused() {
 }
 
 #[test]
+fn images_from_an_engine_that_shows_the_hosts_xcr0_are_accepted_where_the_machine_knows_it() {
+    let image = |state: u64, layout: u64| {
+        let mut cpu = full();
+        cpu.system.lenient_xrstor = true;
+        clear_header(&mut cpu);
+        put(&mut cpu, 24, 0x1f80);
+        put(&mut cpu, 512, state);
+        put(&mut cpu, 520, 1 << 63 | layout);
+        cpu
+    };
+    let zmm = 7 << 5;
+    assert!(run(&mut image(7, 7 | zmm), XRSTOR64).is_ok());
+    // Contents of such a component cannot be loaded, and unknown components remain unknown.
+    faults(&mut image(7 | 1 << 6, 7 | zmm), XRSTOR64, Vector::GeneralProtection);
+    faults(&mut image(7, 7 | 1 << 62), XRSTOR64, Vector::GeneralProtection);
+    faults(&mut image(7, 7 | zmm), XRSTORS, Vector::GeneralProtection);
+}
+
+#[test]
 fn the_family_needs_osxsave_alignment_and_privilege() {
     for form in [XSAVE64, XRSTOR64, XSAVEOPT, XSAVEC, XSAVES, XRSTORS] {
         let mut cpu = full();

@@ -1,0 +1,117 @@
+//! Machines on KVM, whatever it is worth, and machines that move between engines at work.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use vm_tests::{Material, TestVm};
+
+/// What `vireo doctor` says, or `None` where machines do not run on KVM at all; then it says what is lacking.
+fn kvm_here(material: &Material) -> Result<Option<String>> {
+    let output = material.command(&["doctor"]).output()?;
+    let said = String::from_utf8(output.stdout)?;
+    let verdict = said.lines().last().unwrap_or_default();
+    if verdict.contains("KVM is not usable") {
+        eprintln!("skipped: {verdict}");
+        return Ok(None);
+    }
+    Ok(Some(said))
+}
+
+fn switch(material: &Material, socket: &Path, engine: &str) -> Result<()> {
+    let command = &mut material.command(&["ctl", &socket.display().to_string(), "switch-engine", engine]);
+    let output = command.output()?;
+    ensure!(output.status.success(), "to {engine}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// The number after `words` in the summary.
+fn counter(summary: &str, words: &str) -> Result<u64> {
+    let after = summary.split_once(words).with_context(|| format!("no {words:?} in {summary}"))?.1;
+    let digits: String = after.trim_start().chars().take_while(char::is_ascii_digit).collect();
+    Ok(digits.parse()?)
+}
+
+fn work_lines(text: &str) -> Vec<String> {
+    text.lines().map(str::trim).filter(|line| line.starts_with("vireo-work ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_guest_at_work_moves_from_software_to_kvm_and_back() -> Result<()> {
+    const STEPS: usize = 120;
+    let Some(material) = Material::find() else { return Ok(()) };
+    let Some(found) = kvm_here(&material)? else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let socket = folder.path().join("ctl");
+    let path = socket.display().to_string();
+    // Starting on KVM gives the machine what KVM can run: its CPU features and its time-stamp counter.
+    let options = ["--engine", "kvm", "--cpus", "2", "--stats", "--control", &path];
+    let mut vm = material.boot(&format!("vireo.test=work,{STEPS}"), &options)?;
+    let mut moves = 0;
+    let mut there_and_back = || {
+        switch(&material, &socket, "software")?;
+        switch(&material, &socket, "kvm")?;
+        // Long enough for some work; what follows holds however much it was.
+        std::thread::sleep(Duration::from_millis(40));
+        moves += 1;
+        switch(&material, &socket, "software")
+    };
+    // The kernel at work: memory, processors, buses, network, initcalls.
+    for words in ["Linux version", "smpboot: CPU0", "PCI: Using", "NET: Registered", "Run /init as init"] {
+        vm.wait_for(words, 600)?;
+        there_and_back()?;
+    }
+    vm.wait_for("vireo-work 10 ", 300)?;
+    if found.contains("BAD  ring 3: ") {
+        eprintln!("not tried: moves of programs at work; this KVM does not keep programs whole:");
+        found.lines().filter(|line| line.starts_with("BAD  ring 3: ")).for_each(|line| eprintln!("  {line}"));
+    } else {
+        for step in [20, 40, 60, 80] {
+            there_and_back()?;
+            vm.wait_for(&format!("vireo-work {step} "), 300)?;
+        }
+    }
+    vm.wait_for("VIREO-WORK-DONE", 600)?;
+    let outcome = vm.wait(300)?;
+    assert_eq!(outcome.code, Some(0), "{}", outcome.errors);
+    let wanted = work_lines(&material.on_this_processor(&["work", &STEPS.to_string()])?);
+    assert_eq!(wanted.len(), STEPS);
+    assert_eq!(work_lines(&outcome.console), wanted);
+    // There and back each time.
+    let switches = counter(&outcome.errors, "engine switches")?;
+    assert!(switches >= 2 * moves, "{}", outcome.errors);
+    assert!(counter(&outcome.errors, "kvm_entries")? > 0, "{}", outcome.errors);
+    Ok(())
+}
+
+/// Starts stock Debian with `--engine kvm` on its own disk and waits for the prompt. Minutes where KVM needs help.
+#[test]
+#[ignore = "takes minutes where KVM emulates kernels: cargo xtask test -- --run-ignored all debian_boots_on_kvm"]
+fn debian_boots_on_kvm_to_its_login_prompt() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    if kvm_here(&material)?.is_none() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let disk = folder.path().join("debian.raw");
+    material.debian_disk(&disk)?;
+    let disk = disk.display().to_string();
+    let options = ["--engine", "kvm", "--stats", "--memory", "512M", "--cpus", "2", "--disk", &disk];
+    let mut command = material.command(&["run", "--kernel"]);
+    command.arg(material.kernel()).arg("--initrd").arg(material.initramfs());
+    command.args(["--append", "console=ttyS0 root=/dev/vda rw"]).args(options);
+    let started = Instant::now();
+    let mut vm = TestVm::start(command)?;
+    vm.wait_for("vireo login:", 1500)?;
+    eprintln!("login after {:.1} s", started.elapsed().as_secs_f64());
+    vm.send("root\n")?;
+    vm.wait_for("root@vireo", 300)?;
+    vm.send("echo cpus=$(nproc)\n")?;
+    vm.wait_for("cpus=2", 120)?;
+    vm.press_power_button()?;
+    let outcome = vm.wait(600)?;
+    assert_eq!(outcome.code, Some(0), "{}", outcome.errors);
+    assert!(counter(&outcome.errors, "kvm_entries")? > 0, "{}", outcome.errors);
+    eprintln!("{}", outcome.errors);
+    Ok(())
+}
