@@ -121,6 +121,8 @@ pub(super) struct Builder<'a> {
     pub site: Option<usize>,
     /// Target of the direct call that is being translated.
     pub call: Option<i64>,
+    /// An instruction could not be encoded with host registers: there will be no block.
+    pub failed: bool,
 }
 
 /// A translated block.
@@ -158,11 +160,14 @@ impl<'a> Builder<'a> {
             slow: None,
             site: None,
             call: None,
+            failed: false,
         }
     }
 
-    /// Translates the block at `start` in the page. `None` if its first instruction crosses the page's end.
+    /// Translates the block at `start` in the page. `None` if its first instruction crosses the page's end, or one
+    /// cannot be encoded with host registers: the interpreter runs them.
     pub fn build(mut self, start: u16) -> Option<Built> {
+        let (sites, links) = (self.context.sites.len(), self.context.links.len());
         let instructions = self.decode(start);
         let wish = self.wish(&instructions);
         debug_assert_eq!(
@@ -206,6 +211,11 @@ impl<'a> Builder<'a> {
             self.asm.jmp(saved);
         }
         self.emit_cold();
+        if self.failed {
+            self.context.sites.truncate(sites);
+            self.context.links.truncate(links);
+            return None;
+        }
         self.asm.finish();
         let entries = Entries {
             outer: self.address_of(outer),

@@ -317,9 +317,9 @@ impl Builder<'_> {
         let result = encoder.encode(i, 0);
         self.asm.bytes = encoder.take_buffer();
         if let Err(error) = result {
-            // Cannot happen for what `is_known` lets through; the illegal instruction keeps it from being wrong.
-            tracing::error!(%error, instruction = ?i.code(), "An instruction cannot be encoded again");
-            self.asm.raw(&[0x0f, 0x0b]);
+            // Not expected of what `is_known` lets through, but a guest chooses the instruction: the block is dropped.
+            tracing::debug!(%error, instruction = ?i.code(), "An instruction cannot be encoded again");
+            self.failed = true;
         }
     }
 

@@ -162,7 +162,7 @@ impl Builder<'_> {
         operand::rename(&mut renamed, &[], &[S1, S2]);
         let mut encoder = Encoder::new(64);
         let Ok(len) = encoder.encode(&renamed, 0) else {
-            self.asm.raw(&[0x0f, 0x0b]);
+            self.failed = true;
             return;
         };
         let mut bytes = encoder.take_buffer();

@@ -30,20 +30,20 @@ const BLOCKS: [Block; 8] = [
         a.add(rax, rcx)?;
         a.mov(rdx, qword_ptr(rsi))?;
         a.sub(rax, rdx)?;
-        a.hlt()
+        a.ret()
     }),
     ("Flags that are needed behind a check are saved", |a| {
         a.cmp(rax, rcx)?;
         a.mov(rdx, qword_ptr(rsi))?;
         a.setb(al)?;
-        a.hlt()
+        a.ret()
     }),
     ("A loop in the page", |a| {
         let mut top = a.create_label();
         a.set_label(&mut top)?;
         a.dec(ecx)?;
         a.jne(top)?;
-        a.hlt()
+        a.ret()
     }),
     ("A push and a call", |a| {
         a.push(rbp)?;
@@ -52,12 +52,12 @@ const BLOCKS: [Block; 8] = [
     ("Vectors", |a| {
         a.movups(xmm0, xmmword_ptr(rdi))?;
         a.addps(xmm0, xmm1)?;
-        a.hlt()
+        a.ret()
     }),
     ("x87", |a| {
         a.fld(qword_ptr(rdi))?;
         a.faddp(st1, st0)?;
-        a.hlt()
+        a.ret()
     }),
 ];
 
