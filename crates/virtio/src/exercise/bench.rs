@@ -181,21 +181,28 @@ impl Bench {
     /// # Panics
     /// When the device refuses.
     pub fn start(&self, wish: Wish, base: u64) -> Vec<DriverQueue> {
+        self.try_start(wish, base).expect("the device takes a driver")
+    }
+
+    /// As [`Bench::start`]; `None` if the device refuses, or somebody else resets it meanwhile.
+    pub fn try_start(&self, wish: Wish, base: u64) -> Option<Vec<DriverQueue>> {
         self.enable_pci(wish.msix);
         let mut features = wish.features | feature::VERSION_1 | feature::INDIRECT | feature::RING_RESET;
         features |= if wish.packed { feature::RING_PACKED } else { 0 };
         features |= if wish.event_index { feature::EVENT_INDEX } else { 0 };
-        assert!(self.negotiate(features), "features are refused");
+        if !self.negotiate(features) {
+            return None;
+        }
         let count = self.read(COMMON + common::NUM_QUEUES, 2) as u16;
         if wish.msix {
             self.set_vector(0, false);
             self.write(COMMON + common::CONFIG_VECTOR, 0, 2);
         }
-        let queues = (0..count).map(|index| self.start_queue(index, wish, base + 0x1000 * u64::from(index)));
-        let queues = queues.collect();
+        let queue = |index| self.try_start_queue(index, wish, base + 0x1000 * u64::from(index));
+        let queues = (0..count).map(queue).collect::<Option<_>>()?;
         let driver_ok = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
         self.set_status(driver_ok);
-        queues
+        Some(queues)
     }
 
     /// Enables one queue.
@@ -203,6 +210,10 @@ impl Bench {
     /// # Panics
     /// When it is not enabled after that.
     pub fn start_queue(&self, index: u16, wish: Wish, base: u64) -> DriverQueue {
+        self.try_start_queue(index, wish, base).expect("the queue is enabled")
+    }
+
+    fn try_start_queue(&self, index: u16, wish: Wish, base: u64) -> Option<DriverQueue> {
         let ring: Box<dyn DriverRing> = match wish.packed {
             true => Box::new(PackedDriver::new(&self.memory, base, wish.size, wish.event_index)),
             false => Box::new(SplitDriver::new(&self.memory, base, wish.size, wish.event_index)),
@@ -218,8 +229,8 @@ impl Bench {
         self.write(COMMON + common::QUEUE_DRIVER, places.driver, 8);
         self.write(COMMON + common::QUEUE_DEVICE, places.device, 8);
         self.write(COMMON + common::QUEUE_ENABLE, 1, 2);
-        assert_eq!(self.read(COMMON + common::QUEUE_ENABLE, 2), 1, "queue {index} is not enabled");
-        DriverQueue { ring, index }
+        let enabled = self.read(COMMON + common::QUEUE_ENABLE, 2) == 1;
+        enabled.then_some(DriverQueue { ring, index })
     }
 
     /// Makes a request available and notifies if the device wants that.

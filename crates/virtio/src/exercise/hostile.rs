@@ -90,8 +90,9 @@ fn length(program: &mut Program<'_>) -> u32 {
     }
 }
 
-/// By the book up to DRIVER_OK, so that the rest of the program has something to break.
-fn start(bench: &Bench, program: &mut Program<'_>) -> Vec<super::DriverQueue> {
+/// By the book up to DRIVER_OK, so that the rest of the program has something to break. Another thread may be in the
+/// way.
+fn start(bench: &Bench, program: &mut Program<'_>) -> Option<Vec<super::DriverQueue>> {
     let choice = program.byte();
     let wish = Wish {
         packed: choice & 1 != 0,
@@ -100,7 +101,7 @@ fn start(bench: &Bench, program: &mut Program<'_>) -> Vec<super::DriverQueue> {
         size: 8,
         features: bench.features() & 0x00ff_ffff & if choice & 8 != 0 { 0 } else { u64::MAX },
     };
-    bench.start(wish, RINGS)
+    bench.try_start(wish, RINGS)
 }
 
 /// Runs a program; answers what it read.
@@ -119,7 +120,8 @@ pub fn run(bench: &Bench, program: &[u8]) -> Vec<u64> {
 /// If something is not as it must be: that is what it is for.
 pub fn check(build: Build, program: &[u8]) {
     let bench = Bench::new(build(), false);
-    start(&bench, &mut Program::new(&[program.first().copied().unwrap_or_default()]));
+    let wish = [program.first().copied().unwrap_or_default()];
+    assert!(start(&bench, &mut Program::new(&wish)).is_some());
     run(&bench, program);
     let copy = bench.moved(build(), false);
     for offset in (0..BAR_SIZE).step_by(4).filter(|offset| offset & 0xfff < 0x100) {
@@ -129,7 +131,7 @@ pub fn check(build: Build, program: &[u8]) {
     copy.function.reset();
     assert_eq!(copy.status(), 0);
     // And it still works for a driver that keeps the rules.
-    let queues = start(&copy, &mut Program::new(&[]));
+    let queues = start(&copy, &mut Program::new(&[])).expect("the device takes a driver");
     assert!(queues.iter().all(|queue| queue.ring.places().descriptors >= RINGS));
     assert_eq!(copy.status() & 0x4f, 0x0f);
 }
