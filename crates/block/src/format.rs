@@ -48,6 +48,7 @@ static DRIVERS: &[&dyn Driver] = &[
     &crate::vhd::VhdFormat,
     &crate::vhdx::VhdxFormat,
     &crate::vmdk::VmdkFormat,
+    &crate::luks::LuksFormat,
 ];
 
 /// All formats, in the order of their help.

@@ -18,6 +18,7 @@ mod error;
 mod format;
 mod image;
 mod lock;
+pub mod luks;
 mod mapped;
 mod options;
 mod qcow2;
@@ -35,6 +36,8 @@ pub use format::{Driver, create, driver, drivers, open, open_backing, probe, ref
 pub use image::{
     BitmapInfo, Bitmaps, CheckReport, DiskImage, ImageInfo, ImageResult, Repair, SnapshotInfo, Snapshots,
 };
-pub use options::{BackingPolicy, CacheMode, CreateOptions, OpenOptions, Preallocation, parse_size, switch};
+pub use options::{
+    BackingPolicy, CacheMode, CreateOptions, OpenOptions, Preallocation, parse_size, read_key_file, switch,
+};
 pub use qcow2::{Measure, Qcow2};
 pub use raw::{RawFile, RawImage};

@@ -2,6 +2,7 @@
 
 use crate::BlockError;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,6 +68,27 @@ impl OpenOptions {
     pub fn reading() -> Self {
         OpenOptions { read_only: true, ..OpenOptions::default() }
     }
+}
+
+/// Longest passphrase, in bytes: as long as the key files that `cryptsetup` takes.
+const KEY_FILE_MAX: u64 = 8 << 20;
+
+/// The passphrase that is the whole content of a file, the end of the last line included.
+///
+/// # Errors
+/// When the file cannot be read, is empty, or is longer than 8 MiB.
+pub fn read_key_file(path: &Path) -> Result<Arc<[u8]>, BlockError> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(KEY_FILE_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|source| BlockError::io(path, "reading the passphrase", source))?;
+    if bytes.is_empty() || bytes.len() as u64 > KEY_FILE_MAX {
+        return Err(BlockError::option(
+            "key file",
+            format!("{} is empty or more than 8 MiB", path.display()),
+        ));
+    }
+    Ok(bytes.into())
 }
 
 /// Space that is taken when an image is made or grown.

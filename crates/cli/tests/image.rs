@@ -185,3 +185,45 @@ fn leaks_and_corruption_are_found_and_repaired() {
     theirs(folder, "check -q b.qcow2");
     theirs(folder, "compare -q a.raw b.qcow2");
 }
+
+#[test]
+fn encrypted_images_are_the_same_for_both() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    std::fs::write(folder.join("one"), "first").unwrap();
+    std::fs::write(folder.join("two"), "second").unwrap();
+    let time = "iter-time=10";
+    ours(folder, &format!("convert --key-file one -f raw -O luks -o {time} a.raw b.luks"));
+    let opened = "driver=luks,key-secret=s,file.filename=b.luks";
+    theirs(folder, &format!("convert --object secret,id=s,file=one --image-opts {opened} -O raw c.raw"));
+    ours(folder, "compare -f raw -F raw -s a.raw c.raw");
+    let shape = format!("encrypt.format=luks,encrypt.key-secret=t,encrypt.{time}");
+    let secret = "--object secret,id=t,file=two";
+    ours(folder, &format!("convert --key-file one {secret} -f luks -O qcow2 -o {shape} b.luks d.qcow2"));
+    let opened = "driver=qcow2,encrypt.key-secret=t,file.driver=file,file.filename=d.qcow2";
+    theirs(folder, &format!("convert {secret} --image-opts {opened} -O raw e.raw"));
+    ours(folder, "compare -f raw -F raw -s a.raw e.raw");
+    let theirs_info: serde_json::Value =
+        serde_json::from_str(&theirs(folder, "info --output json b.luks")).unwrap();
+    let ours_info: serde_json::Value = serde_json::from_str(&ours(folder, "info --json b.luks")).unwrap();
+    for key in ["format", "virtual-size", "encrypted"] {
+        assert_eq!(ours_info[key], theirs_info[key], "{key}");
+    }
+    ours(folder, "check d.qcow2");
+    for (line, what) in [
+        ("convert -f luks -O raw b.luks f.raw", "is needed"),
+        ("convert --key-file two -f luks -O raw b.luks f.raw", "no key slot"),
+        ("convert --key-file none -f luks -O raw b.luks f.raw", "none"),
+        ("create -f luks -o key-secret=x g.luks 1M", "id=x"),
+        ("create -f luks g.luks 1M", "is needed"),
+        (
+            "convert --key-file one -c -f raw -O qcow2 -o encrypt.format=luks,encrypt.iter-time=10 a.raw g.qcow2",
+            "compress",
+        ),
+    ] {
+        let output = run(env!("CARGO_BIN_EXE_vireo"), folder, &format!("image {line}"));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(what), "{line}: {text}");
+    }
+    assert!(!folder.join("g.luks").exists(), "a refused image leaves no file");
+}

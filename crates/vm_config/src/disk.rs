@@ -14,6 +14,8 @@ pub enum DiskFormat {
     Raw,
     /// qcow2, version 2 or 3.
     Qcow2,
+    /// A LUKS container, version 1 or 2.
+    Luks,
 }
 
 impl DiskFormat {
@@ -22,11 +24,14 @@ impl DiskFormat {
         match self {
             DiskFormat::Raw => "raw",
             DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Luks => "luks",
         }
     }
 
     fn named(name: &str) -> Option<Self> {
-        [DiskFormat::Raw, DiskFormat::Qcow2].into_iter().find(|format| format.name() == name)
+        [DiskFormat::Raw, DiskFormat::Qcow2, DiskFormat::Luks]
+            .into_iter()
+            .find(|format| format.name() == name)
     }
 }
 
@@ -54,7 +59,7 @@ impl DiskCache {
     }
 }
 
-/// A disk. Text: `PATH[,format=raw|qcow2][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
+/// A disk. Text: `PATH[,format=raw|qcow2|luks][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
 /// [,readonly=on|off][,serial=TEXT]
 /// [,queues=N][,packed=on|off]`; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +70,9 @@ pub struct DiskConfig {
     /// How it is stored.
     #[serde(default)]
     pub format: DiskFormat,
+    /// File whose whole content is the passphrase of an encrypted disk.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
     /// Directories that may hold the backing files the image names. Without one, an image with a backing file is
     /// refused.
     #[serde(default)]
@@ -100,6 +108,14 @@ impl DiskConfig {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         if self.path.as_os_str().is_empty() {
             return Err(ConfigError::value(OPTION, "", "the path of its file is needed"));
+        }
+        if self.format == DiskFormat::Luks && self.key_file.is_none() {
+            let reason = "an encrypted disk needs key-file=FILE, the file with its passphrase";
+            return Err(ConfigError::value(OPTION, self.path.display().to_string(), reason));
+        }
+        if self.format == DiskFormat::Raw && self.key_file.is_some() {
+            let reason = "key-file is for format=luks and for encrypted images of format=qcow2";
+            return Err(ConfigError::value(OPTION, self.path.display().to_string(), reason));
         }
         let serial = &self.serial;
         if serial.len() > SERIAL_LEN || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -138,9 +154,10 @@ impl FromStr for DiskConfig {
         for part in parts {
             match part.split_once('=') {
                 Some(("format", name)) => {
-                    let unknown = || fail(format!("format {name:?} is unknown; known: raw, qcow2"));
+                    let unknown = || fail(format!("format {name:?} is unknown; known: raw, qcow2, luks"));
                     disk.format = DiskFormat::named(name).ok_or_else(unknown)?;
                 }
+                Some(("key-file", file)) => disk.key_file = Some(file.into()),
                 Some(("backing", folder)) => disk.backing.push(folder.into()),
                 Some(("cache", name)) => {
                     let known = "known: writeback, writethrough, unsafe";
@@ -165,7 +182,7 @@ impl FromStr for DiskConfig {
                 Some(("packed", "off")) => disk.packed = false,
                 Some(("packed", other)) => return Err(fail(format!("packed is on or off, not {other:?}"))),
                 _ => {
-                    let known = "known: format=raw|qcow2, backing=DIR, cache=writeback|writethrough|unsafe, \
+                    let known = "known: format=raw|qcow2|luks, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
                                  discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off";
                     return Err(fail(format!("{part:?} is not an option of a disk; {known}")));
                 }

@@ -33,7 +33,10 @@ impl VmConfig {
     fn resolve_paths(&mut self, folder: &Path) {
         let resolve = |path: &mut PathBuf| *path = folder.join(&*path);
         self.kernel.iter_mut().chain(self.initrd.iter_mut()).for_each(resolve);
-        self.disks.iter_mut().for_each(|disk| resolve(&mut disk.path));
+        for disk in &mut self.disks {
+            resolve(&mut disk.path);
+            disk.key_file.iter_mut().chain(disk.backing.iter_mut()).for_each(resolve);
+        }
         match &mut self.serial {
             SerialConfig::Unix(path) | SerialConfig::File(path) => resolve(path),
             SerialConfig::Stdio | SerialConfig::Pty | SerialConfig::None => {}

@@ -29,7 +29,9 @@ fn open_one(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, VmmError> {
         [] => BackingPolicy::Refuse,
         folders => BackingPolicy::Inside(folders.to_vec()),
     };
+    let passphrase = disk.key_file.as_deref().map(block::read_key_file).transpose()?;
     let options = OpenOptions {
+        passphrase,
         read_only: disk.readonly,
         backing,
         keep_discarded: disk.keep_discarded,

@@ -92,6 +92,9 @@ impl Qcow2 {
         let cluster = self.cluster() as usize;
         let size = BlockBackend::size(self);
         let whole = data.len() == cluster || offset + data.len() as u64 == size && data.len() < cluster;
+        if self.encrypted {
+            return Err(Error::new(ErrorKind::Unsupported, "encrypted images hold no compressed clusters"));
+        }
         if !offset.is_multiple_of(self.cluster()) || !whole || self.geometry.external {
             return Err(Error::new(
                 ErrorKind::InvalidInput,

@@ -2,12 +2,13 @@
 
 use super::Qcow2;
 use super::bits::{autoclear, compatible, incompatible};
-use super::header::{Header, MAGIC};
+use super::header::{Header, LUKS, MAGIC};
 use super::measure::{Measure, measure};
 use crate::backend::{BlockBackend, SECTOR_SIZE};
 use crate::error::BlockError;
 use crate::format::Driver;
 use crate::image::{DiskImage, ImageResult};
+use crate::luks::NewContainer;
 use crate::options::{CreateOptions, OpenOptions, Preallocation};
 use crate::raw::RawFile;
 use std::ops::Range;
@@ -26,6 +27,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("data_file_raw", "keep the external file a raw image of the disk"),
     ("extended_l2", "sub-clusters: allocate in 32nds of a cluster"),
     ("lazy_refcounts", "write refcounts late; they are counted again after a crash"),
+    ("encrypt.format", "luks; encrypt.NAME are its options, see: vireo image create -f luks -o help"),
     ("preallocation", "off (thin), metadata, falloc (lazy), full (eager)"),
     ("refcount_bits", "width of refcounts: 1 to 64, a power of two; 16"),
 ];
@@ -53,7 +55,7 @@ impl Driver for Qcow2Format {
     }
 
     fn measure(&self, options: CreateOptions, data: &[Range<u64>]) -> ImageResult<Measure> {
-        let (header, preallocation, _) = plan(Path::new("new image"), options)?;
+        let Plan { header, preallocation, encryption, .. } = plan(Path::new("new image"), options)?;
         let bits = header.cluster_bits;
         let (mut clusters, mut next) = (0, 0);
         for range in data.iter().filter(|range| range.start < range.end) {
@@ -63,12 +65,20 @@ impl Driver for Qcow2Format {
         }
         let thick = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
         let data = if thick { header.size.next_multiple_of(1 << bits) } else { clusters << bits };
-        Ok(measure(&header, data))
+        let luks = encryption.map_or(0, |new| new.header_len().next_multiple_of(1 << bits));
+        let without = measure(&header, data);
+        Ok(Measure {
+            required: without.required.saturating_add(luks),
+            fully_allocated: without.fully_allocated.saturating_add(luks),
+        })
     }
 
     fn create(&self, path: &Path, options: CreateOptions) -> ImageResult<()> {
         let size = options.size;
-        let (header, preallocation, external) = plan(path, options)?;
+        let Plan { header, preallocation, external, encryption } = plan(path, options)?;
+        if let Some(new) = &encryption {
+            new.check(path)?;
+        }
         let file = Arc::new(RawFile::create_storage(path)?);
         let data: Arc<dyn BlockBackend> = match &external {
             Some(name) => {
@@ -79,28 +89,43 @@ impl Driver for Qcow2Format {
             }
             None => file.clone(),
         };
-        format_file(header, file, data, path, preallocation)
+        format_file(header, file, data, path, preallocation, encryption.as_ref())
     }
 }
 
+/// What a new image shall be.
+struct Plan {
+    header: Header,
+    preallocation: Preallocation,
+    /// Name of the external data file.
+    external: Option<String>,
+    encryption: Option<NewContainer>,
+}
+
 /// Writes an empty image into a file.
-pub(super) fn format_file(
+fn format_file(
     header: Header,
     file: Arc<dyn BlockBackend>,
     data: Arc<dyn BlockBackend>,
     path: &Path,
     preallocation: Preallocation,
+    encryption: Option<&NewContainer>,
 ) -> ImageResult<()> {
-    let image = Qcow2::assemble(header, file, data, None, path, &OpenOptions::default());
+    let mut image = Qcow2::assemble(header, file, data, None, path, &OpenOptions::default());
     let size = BlockBackend::size(&image);
-    image.tell("writing the first metadata", image.format())?;
+    let room = encryption.map(NewContainer::header_len);
+    let start = image.tell("writing the first metadata", image.format(room))?;
+    if let Some(new) = encryption {
+        let encrypted = new.write_inside(&*image.file, start, image.data.clone(), path)?;
+        (image.data, image.locked) = (Arc::new(encrypted), false);
+    }
     image.preallocate(0, size, preallocation)?;
     image.tell("closing the new image", image.close())
 }
 
 impl Qcow2 {
-    /// Header, refcounts and L1 table of an empty disk.
-    fn format(&self) -> std::io::Result<()> {
+    /// Header, refcounts and L1 table of an empty disk, and room for a header of the encryption; returns where that is.
+    fn format(&self, encryption: Option<u64>) -> std::io::Result<u64> {
         let mut meta = self.meta.lock();
         meta.refcounts.start()?;
         let header = meta.header.clone();
@@ -113,6 +138,13 @@ impl Qcow2 {
             for cluster in first..first + u64::from(count) {
                 meta.refcounts.sub(cluster)?;
             }
+        }
+        let mut luks = 0;
+        if let Some(len) = encryption {
+            let count = len.div_ceil(self.cluster());
+            luks = meta.refcounts.allocate(count)? << self.geometry.cluster_bits;
+            meta.header.encryption = Some((luks, len));
+            self.file.write_zeroes(luks, count << self.geometry.cluster_bits, false)?;
         }
         let mut l1 = self.l1.write();
         l1.offset = start << self.geometry.cluster_bits;
@@ -129,12 +161,51 @@ impl Qcow2 {
         let header = self.meta.lock().header.clone();
         self.write_header(&header)?;
         self.written.store(true, std::sync::atomic::Ordering::Release);
-        Ok(())
+        Ok(luks)
     }
 }
 
+/// The container that `encrypt.` options ask for.
+fn encryption(options: &mut CreateOptions) -> ImageResult<Option<NewContainer>> {
+    let mut inner = CreateOptions { passphrase: options.passphrase.clone(), ..CreateOptions::default() };
+    options.options.retain(|name, value| {
+        let own = name.strip_prefix("encrypt.");
+        if let Some(own) = own {
+            inner.options.insert(own.to_owned(), value.clone());
+        }
+        own.is_none()
+    });
+    match inner.take("format").as_deref() {
+        Some("luks") => {
+            let new = NewContainer::plan(&mut inner)?;
+            inner.finish("encrypt", OPTIONS)?;
+            Ok(Some(new))
+        }
+        Some(other) => {
+            Err(BlockError::option("encrypt.format", format!("{other:?} is unknown; known: luks")))
+        }
+        None if inner.options.is_empty() => Ok(None),
+        None => Err(BlockError::option("encrypt.format", "is needed with options of the encryption: luks")),
+    }
+}
+
+/// The external data file that options ask for, and whether it is to be readable as a raw image.
+fn external_data(options: &mut CreateOptions, header: &mut Header) -> ImageResult<(Option<String>, bool)> {
+    let data_file = options.take("data_file");
+    let raw = options.take_switch("data_file_raw")?.unwrap_or(false);
+    if raw && data_file.is_none() {
+        return Err(BlockError::option("data_file_raw", "needs data_file"));
+    }
+    if data_file.is_some() {
+        header.incompatible |= incompatible::DATA_FILE;
+        header.autoclear |= if raw { autoclear::RAW_DATA } else { 0 };
+        header.data_file.clone_from(&data_file);
+    }
+    Ok((data_file, raw))
+}
+
 /// The header that options ask for.
-fn plan(path: &Path, mut options: CreateOptions) -> ImageResult<(Header, Preallocation, Option<String>)> {
+fn plan(path: &Path, mut options: CreateOptions) -> ImageResult<Plan> {
     let wrong = |what: &str, problem: String| Err(BlockError::option(what, problem));
     let mut header = Header { version: 3, refcount_order: 4, size: options.size, ..Header::default() };
     match options.take("compat").as_deref() {
@@ -162,21 +233,16 @@ fn plan(path: &Path, mut options: CreateOptions) -> ImageResult<(Header, Preallo
         }
         Some(other) => return wrong("compression_type", format!("{other:?} is unknown; known: zlib, zstd")),
     }
-    let data_file = options.take("data_file");
-    let raw = options.take_switch("data_file_raw")?.unwrap_or(false);
-    if raw && data_file.is_none() {
-        return wrong("data_file_raw", "needs data_file".to_owned());
-    }
-    if data_file.is_some() {
-        header.incompatible |= incompatible::DATA_FILE;
-        header.autoclear |= if raw { autoclear::RAW_DATA } else { 0 };
-        header.data_file.clone_from(&data_file);
-    }
+    let (data_file, raw) = external_data(&mut options, &mut header)?;
     if extended {
         header.incompatible |= incompatible::EXTENDED_L2;
     }
     if options.take_switch("lazy_refcounts")?.unwrap_or(false) {
         header.compatible |= compatible::LAZY_REFCOUNTS;
+    }
+    let encryption = encryption(&mut options)?;
+    if encryption.is_some() {
+        header.crypt_method = LUKS;
     }
     let preallocation =
         options.take("preallocation").map_or(Ok(Preallocation::Off), |name| Preallocation::named(&name))?;
@@ -212,5 +278,5 @@ fn plan(path: &Path, mut options: CreateOptions) -> ImageResult<(Header, Preallo
         );
     }
     header.encode(path)?;
-    Ok((header, preallocation, data_file))
+    Ok(Plan { header, preallocation, external: data_file, encryption })
 }

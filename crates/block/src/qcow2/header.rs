@@ -7,6 +7,10 @@ use std::path::Path;
 
 /// First bytes of an image: `QFI` and 0xfb.
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
+/// Method of encryption: none.
+pub(super) const NO_ENCRYPTION: u32 = 0;
+/// Method of encryption: LUKS, with its header in the image.
+pub(super) const LUKS: u32 = 2;
 /// Length of a version 2 header.
 const V2_LENGTH: usize = 72;
 /// Length of the header we write in version 3: with the compression type, padded to 8.
@@ -174,7 +178,7 @@ impl Header {
         if self.refcount_order > 6 {
             return wrong(96, "refcount_order", format!("is {}; 0 to 6 are possible", self.refcount_order));
         }
-        if self.crypt_method > 2 {
+        if self.crypt_method > LUKS {
             return wrong(32, "crypt_method", format!("is {}; 0 to 2 are known", self.crypt_method));
         }
         if self.compression > 1 || (self.compression != 0) != self.has(incompatible::COMPRESSION) {

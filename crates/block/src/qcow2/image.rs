@@ -70,7 +70,7 @@ impl Qcow2 {
     /// Makes a change of the disk's content, which bitmaps record.
     fn change(&self, offset: u64, len: u64, write: impl FnOnce() -> Result<()>) -> Result<()> {
         self.check_range(offset, len)?;
-        if self.read_only {
+        if self.read_only || self.locked {
             return Err(std::io::ErrorKind::ReadOnlyFilesystem.into());
         }
         if len == 0 {

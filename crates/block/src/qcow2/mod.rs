@@ -74,6 +74,10 @@ pub struct Qcow2 {
     raw_external: bool,
     /// 0 deflate, 1 zstd.
     compression: u8,
+    /// Guest data are encrypted in the file.
+    encrypted: bool,
+    /// They are, and nobody gave the passphrase: only metadata can be read.
+    locked: bool,
     read_only: bool,
     keep_discarded: bool,
     size: AtomicU64,

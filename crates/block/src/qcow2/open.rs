@@ -1,7 +1,7 @@
 //! Opening.
 
 use super::bits::{Geometry, autoclear, incompatible};
-use super::header::Header;
+use super::header::{Header, LUKS, NO_ENCRYPTION};
 use super::refcount::{Refcounts, words};
 use super::tables::Tables;
 use super::{L1, Meta, Qcow2, as_block_error};
@@ -9,6 +9,7 @@ use crate::backend::BlockBackend;
 use crate::error::BlockError;
 use crate::format::{open_backing, referred_file};
 use crate::image::{DiskImage, ImageResult, Repair};
+use crate::luks::open_inside;
 use crate::options::{BackingPolicy, OpenOptions};
 use crate::raw::RawFile;
 use parking_lot::{Mutex, RwLock};
@@ -23,12 +24,6 @@ impl Qcow2 {
     /// Opens an image whose file is open.
     pub(crate) fn open(file: Arc<dyn BlockBackend>, path: &Path, options: &OpenOptions) -> ImageResult<Self> {
         let header = read_header(&*file, path)?;
-        if header.crypt_method != 0 {
-            return Err(BlockError::unsupported(
-                path,
-                "decryption inside qcow2, which this build does not have",
-            ));
-        }
         if header.has(incompatible::CORRUPT) && !options.read_only && !options.for_check {
             let what =
                 "a repair before it is written to (it is marked as corrupt): vireo image check --repair all";
@@ -38,6 +33,7 @@ impl Qcow2 {
             Some(name) => open_data_file(path, name, options)?,
             None => file.clone(),
         };
+        let data = decrypted(&header, &*file, data, path, options)?;
         let backing = match &header.backing {
             Some(name) => open_backing(path, name, header.backing_format.as_deref(), options)?,
             None => None,
@@ -78,6 +74,8 @@ impl Qcow2 {
             backing_named: header.backing.is_some(),
             raw_external: header.raw_data_file(),
             compression: header.compression,
+            encrypted: header.crypt_method != NO_ENCRYPTION,
+            locked: header.crypt_method != NO_ENCRYPTION && options.passphrase.is_none(),
             read_only: options.read_only,
             keep_discarded: options.keep_discarded,
             size: AtomicU64::new(header.size),
@@ -129,6 +127,34 @@ impl Qcow2 {
             self.tell("writing the header", self.write_header(&header))?;
         }
         self.load_bitmaps()
+    }
+}
+
+/// `data` with what decrypts it, if the image is encrypted. Who only checks the image needs no passphrase.
+fn decrypted(
+    header: &Header,
+    file: &dyn BlockBackend,
+    data: Arc<dyn BlockBackend>,
+    path: &Path,
+    options: &OpenOptions,
+) -> ImageResult<Arc<dyn BlockBackend>> {
+    match (header.crypt_method, header.encryption) {
+        (NO_ENCRYPTION, _) => Ok(data),
+        _ if options.for_check && options.passphrase.is_none() => Ok(data),
+        (LUKS, Some(place)) => {
+            let passphrase = options.passphrase.as_deref();
+            Ok(Arc::new(open_inside(file, place, data, path, passphrase)?))
+        }
+        (LUKS, None) => Err(BlockError::metadata(
+            path,
+            32,
+            "crypt_method",
+            "is LUKS, but no extension says where its header is",
+        )),
+        _ => Err(BlockError::unsupported(
+            path,
+            "decryption of the old kind (AES-CBC without key slots); convert the image with: qemu-img convert",
+        )),
     }
 }
 

@@ -4,7 +4,7 @@ use super::Qcow2;
 use super::map::Run;
 use crate::backend::Extent;
 use crate::buffers::{len, part_mut};
-use std::io::{IoSliceMut, Result};
+use std::io::{Error, ErrorKind, IoSliceMut, Result};
 
 impl Qcow2 {
     /// Reads a range of the disk.
@@ -34,6 +34,12 @@ impl Qcow2 {
             Run::Unallocated => self.read_backing(at, buffers),
             Run::Data { host, .. } => {
                 self.check_host(at, host)?;
+                if self.locked {
+                    return Err(Error::new(
+                        ErrorKind::PermissionDenied,
+                        "the image was opened without its passphrase",
+                    ));
+                }
                 self.data.read_at(host, buffers)
             }
             Run::Compressed { entry } => self.read_compressed(at, entry, buffers),
@@ -77,7 +83,7 @@ impl Qcow2 {
         let (run, bytes) = self.run(offset, len)?;
         Ok(match run {
             Run::Zero => Extent::zero(offset, bytes),
-            Run::Data { host, .. } => Extent::data(offset, bytes, Some(host)),
+            Run::Data { host, .. } => Extent::data(offset, bytes, (!self.encrypted).then_some(host)),
             Run::Compressed { .. } => Extent { compressed: true, ..Extent::data(offset, bytes, None) },
             Run::Unallocated => match &self.backing {
                 None => Extent::hole(offset, bytes),

@@ -113,7 +113,7 @@ impl Qcow2 {
             host: clusters.start << geometry.cluster_bits,
             count: clusters.end - clusters.start,
             in_place: false,
-            fresh: clusters.start >= fresh_from && self.file.capabilities().growable,
+            fresh: clusters.start >= fresh_from && self.file.capabilities().growable && !self.encrypted,
         }))
     }
 

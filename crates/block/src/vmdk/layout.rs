@@ -217,7 +217,10 @@ impl Layout for SparseLayout {
     fn begin_writing(&self, file: &dyn BlockBackend) -> Result<()> {
         let mut state = self.state.lock();
         let unit = if self.compressed { 512 } else { self.grain };
-        state.end = file.size().max(state.header.overhead * 512).next_multiple_of(unit);
+        let overhead = state.header.overhead.saturating_mul(512);
+        let end = file.size().max(overhead).checked_next_multiple_of(unit).filter(|end| *end < 1 << 62);
+        let what = "overHead of the sparse extent leads behind all files";
+        state.end = end.ok_or_else(|| Error::new(std::io::ErrorKind::InvalidData, what))?;
         state.header.unclean = true;
         // What came from a footer is in the header from now on: the end moves.
         file.write_bytes(0, &state.header.encode())

@@ -5,6 +5,8 @@
 //! `VIREO_FORMAT_SEED=7` begins with another one.
 
 mod cases;
+mod hostile;
+mod luks;
 mod power_loss;
 #[path = "../random/mod.rs"]
 mod random;

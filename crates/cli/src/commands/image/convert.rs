@@ -1,9 +1,9 @@
 //! `vireo image convert`.
 
 use super::progress::Progress;
-use super::{Folders, open, parse_options, size, wants_help};
+use super::{Folders, open, size, wants_help};
 use anyhow::{Context, Result, bail};
-use block::{BackingPolicy, CopyOptions, CreateOptions, DiskImage, OpenOptions};
+use block::{BackingPolicy, CopyOptions, DiskImage, OpenOptions};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
         return Ok(0);
     }
     let source = open(&arguments.source, arguments.format.as_deref(), &folders.reading(&arguments.source))?;
-    let target = target(arguments, source.size())?;
+    let target = target(arguments, folders, source.size())?;
     if target.size() < source.size() {
         bail!("{} is smaller than the source", arguments.target.display());
     }
@@ -71,7 +71,8 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
             threads: arguments.threads.into(),
             compress: arguments.compress,
             any_order: arguments.any_order,
-            target_is_zero: !arguments.no_create,
+            // What was never written in a container is decrypted to noise.
+            target_is_zero: !arguments.no_create && arguments.target_format != "luks",
             find_zeros,
             progress: &|bytes| progress.add(bytes),
         };
@@ -83,14 +84,15 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
     Ok(0)
 }
 
-fn target(arguments: &ConvertArgs, size: u64) -> Result<Arc<dyn DiskImage>> {
+fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<dyn DiskImage>> {
     let path: &Path = &arguments.target;
+    let mut passphrase = folders.passphrase.clone();
     if !arguments.no_create {
         if path.exists() && path.canonicalize()? == arguments.source.canonicalize()? {
             bail!("Source and target are the same file");
         }
-        let mut options =
-            CreateOptions { size, options: parse_options(&arguments.options)?, ..CreateOptions::default() };
+        let mut options = folders.creating(size, &arguments.options)?;
+        passphrase.clone_from(&options.passphrase);
         let backing = arguments.backing.clone().or_else(|| options.take("backing_file"));
         let format = arguments.backing_format.clone().or_else(|| options.take("backing_fmt"));
         if let Some(name) = backing {
@@ -98,6 +100,6 @@ fn target(arguments: &ConvertArgs, size: u64) -> Result<Arc<dyn DiskImage>> {
         }
         block::create(path, &arguments.target_format, options)?;
     }
-    let open = OpenOptions { backing: BackingPolicy::Anywhere, ..OpenOptions::default() };
+    let open = OpenOptions { backing: BackingPolicy::Anywhere, passphrase, ..OpenOptions::default() };
     Ok(block::open(path, &arguments.target_format, &open)?)
 }

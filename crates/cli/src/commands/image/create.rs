@@ -1,8 +1,8 @@
 //! `vireo image create`.
 
-use super::{parse_options, size, wants_help};
+use super::{Folders, size, wants_help};
 use anyhow::{Context, Result, bail};
-use block::{BackingPolicy, CreateOptions, OpenOptions};
+use block::{BackingPolicy, OpenOptions};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -32,12 +32,11 @@ pub struct CreateArgs {
     size: Option<String>,
 }
 
-pub fn run(arguments: &CreateArgs) -> Result<u8> {
+pub fn run(arguments: &CreateArgs, folders: &Folders) -> Result<u8> {
     if wants_help(&arguments.options, &arguments.format)? {
         return Ok(0);
     }
-    let mut options =
-        CreateOptions { options: parse_options(&arguments.options)?, ..CreateOptions::default() };
+    let mut options = folders.creating(0, &arguments.options)?;
     let name = arguments.backing.clone().or_else(|| options.take("backing_file"));
     let format = arguments.backing_format.clone().or_else(|| options.take("backing_fmt"));
     let mut backing_size = None;
@@ -45,7 +44,7 @@ pub fn run(arguments: &CreateArgs) -> Result<u8> {
         let format = format.context("A backing file needs its format: -F FORMAT")?;
         if !arguments.unsafe_backing {
             let file = arguments.file.parent().map_or(PathBuf::from(&name), |folder| folder.join(&name));
-            let open = OpenOptions { backing: BackingPolicy::Anywhere, ..OpenOptions::reading() };
+            let open = OpenOptions { backing: BackingPolicy::Anywhere, ..folders.reading(&file) };
             backing_size = Some(block::open(&file, &format, &open)?.size());
         }
         options.backing = Some((name, format));

@@ -2,7 +2,7 @@
 
 use super::{Folders, open, size};
 use anyhow::{Context, Result, bail};
-use block::{CopyOptions, CreateOptions, OpenOptions};
+use block::CopyOptions;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -43,9 +43,9 @@ pub fn run(arguments: &DdArgs, folders: &Folders) -> Result<u8> {
     if output.exists() && output.canonicalize()? == input.canonicalize()? {
         bail!("Source and target are the same file");
     }
-    let options = CreateOptions { size: end - start, ..CreateOptions::default() };
+    let options = folders.creating(end - start, &[])?;
     block::create(output, &arguments.target_format, options)?;
-    let target = block::open(output, &arguments.target_format, &OpenOptions::default())?;
+    let target = block::open(output, &arguments.target_format, &folders.writing(output))?;
     let options = CopyOptions {
         threads: 1,
         compress: false,

@@ -1,8 +1,7 @@
 //! `vireo image measure`.
 
-use super::{Folders, Output, open, parse_options, size};
+use super::{Folders, Output, open, size};
 use anyhow::{Result, bail};
-use block::CreateOptions;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -37,8 +36,7 @@ pub fn run(arguments: &MeasureArgs, folders: &Folders) -> Result<u8> {
     };
     let data =
         extents.iter().filter(|extent| !extent.zero).map(|extent| extent.start..extent.start + extent.length);
-    let options =
-        CreateOptions { size: disk, options: parse_options(&arguments.options)?, ..CreateOptions::default() };
+    let options = folders.creating(disk, &arguments.options)?;
     let measure = block::driver(&arguments.target_format)?.measure(options, &data.collect::<Vec<_>>())?;
     if arguments.output.is_json() {
         println!("{}", serde_json::to_string_pretty(&measure)?);

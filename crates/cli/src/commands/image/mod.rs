@@ -15,8 +15,9 @@ mod resize;
 mod snapshot;
 
 use anyhow::{Context, Result, bail};
-use block::{BackingPolicy, DiskImage, OpenOptions};
+use block::{BackingPolicy, CreateOptions, DiskImage, OpenOptions};
 use clap::{Args, Subcommand, ValueEnum};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,11 +26,20 @@ use std::sync::Arc;
 Examples:
   vireo image create -f qcow2 disk.qcow2 20G
   vireo image convert -p -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2
-  vireo image check --repair all disk.qcow2")]
+  vireo image check --repair all disk.qcow2
+  vireo image create -f luks --key-file secret disk.luks 20G
+  vireo image convert --key-file secret -f luks disk.luks disk.raw")]
 pub struct ImageArgs {
     /// Directory in which backing files may be; repeat for several. Without: the directory of the image
     #[arg(long, value_name = "DIR", global = true)]
     backing_dir: Vec<PathBuf>,
+    /// File whose whole content is the passphrase of encrypted images
+    #[arg(long, value_name = "FILE", global = true)]
+    key_file: Option<PathBuf>,
+    /// A secret (secret,id=ID,file=FILE or data=TEXT) that -o key-secret=ID or encrypt.key-secret=ID names, the
+    /// passphrase of the image to be made; without, that of --key-file
+    #[arg(long, value_name = "SECRET", global = true)]
+    object: Vec<String>,
     #[command(subcommand)]
     command: ImageCommand,
 }
@@ -87,27 +97,58 @@ impl Output {
     }
 }
 
-/// Where files that an image refers to may be.
-struct Folders(Vec<PathBuf>);
+/// Where files that an image refers to may be, and what opens encrypted ones.
+struct Folders {
+    backing: Vec<PathBuf>,
+    passphrase: Option<Arc<[u8]>>,
+    secrets: BTreeMap<String, Arc<[u8]>>,
+}
 
 impl Folders {
     fn policy(&self, image: &Path) -> BackingPolicy {
-        if self.0.is_empty() { BackingPolicy::beside(image) } else { BackingPolicy::Inside(self.0.clone()) }
+        if self.backing.is_empty() {
+            BackingPolicy::beside(image)
+        } else {
+            BackingPolicy::Inside(self.backing.clone())
+        }
     }
 
     fn reading(&self, image: &Path) -> OpenOptions {
-        OpenOptions { backing: self.policy(image), ..OpenOptions::reading() }
+        OpenOptions {
+            backing: self.policy(image),
+            passphrase: self.passphrase.clone(),
+            ..OpenOptions::reading()
+        }
     }
 
     fn writing(&self, image: &Path) -> OpenOptions {
         OpenOptions { read_only: false, ..self.reading(image) }
     }
+
+    /// For an image to be made, with the texts of `-o`.
+    fn creating(&self, size: u64, options: &[String]) -> Result<CreateOptions> {
+        let mut options =
+            CreateOptions { size, options: parse_options(options)?, ..CreateOptions::default() };
+        let secret = options.take("key-secret").or_else(|| options.take("encrypt.key-secret"));
+        options.passphrase = match secret {
+            Some(id) => {
+                let secret = self.secrets.get(&id);
+                Some(secret.with_context(|| format!("No --object secret,id={id},… was given"))?.clone())
+            }
+            None => self.passphrase.clone(),
+        };
+        Ok(options)
+    }
 }
 
 pub fn run(arguments: &ImageArgs) -> Result<u8> {
-    let folders = Folders(arguments.backing_dir.clone());
+    let folders = Folders {
+        backing: arguments.backing_dir.clone(),
+        passphrase: arguments.key_file.as_deref().map(block::read_key_file).transpose()?,
+        secrets: arguments.object.iter().map(|text| secret(text)).collect::<Result<_>>()?,
+    };
     match &arguments.command {
-        ImageCommand::Create(arguments) => create::run(arguments),
+        ImageCommand::Create(arguments) => create::run(arguments, &folders),
         ImageCommand::Info(arguments) => info::run(arguments, &folders),
         ImageCommand::Check(arguments) => check::run(arguments),
         ImageCommand::Convert(arguments) => convert::run(arguments, &folders),
@@ -149,9 +190,25 @@ fn size(text: &str) -> Result<u64> {
     block::parse_size(text).map_err(anyhow::Error::msg)
 }
 
+/// The id and the passphrase of `secret,id=ID,file=FILE` or `secret,id=ID,data=TEXT`.
+fn secret(text: &str) -> Result<(String, Arc<[u8]>)> {
+    let wrong = || format!("--object {text:?} is not secret,id=ID,file=FILE or secret,id=ID,data=TEXT");
+    let mut options = parse_options(&[text.strip_prefix("secret,").with_context(wrong)?.to_owned()])?;
+    let id = options.remove("id").with_context(wrong)?;
+    let passphrase = match (options.remove("file"), options.remove("data")) {
+        (Some(file), None) => block::read_key_file(Path::new(&file))?,
+        (None, Some(data)) => data.into_bytes().into(),
+        _ => bail!(wrong()),
+    };
+    if !options.is_empty() {
+        bail!(wrong());
+    }
+    Ok((id, passphrase))
+}
+
 /// `-o name=value,name=value`, several times; a comma of a value is written twice.
-fn parse_options(texts: &[String]) -> Result<std::collections::BTreeMap<String, String>> {
-    let mut options = std::collections::BTreeMap::new();
+fn parse_options(texts: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut options = BTreeMap::new();
     for text in texts {
         for part in text.replace(",,", "\0").split(',').map(|part| part.replace('\0', ",")) {
             let (name, value) =
