@@ -88,6 +88,12 @@ impl CodeCache {
         }
     }
 
+    /// Forgets all blocks. Only between blocks.
+    pub fn clear(&mut self) {
+        self.jumps.fill(NO_JUMP);
+        self.arena.clear();
+    }
+
     /// Keeps what was decoded. Only between blocks.
     fn insert(&mut self, origin: &Origin) -> *const Block {
         if let Some(gone) = self.arena.make_room(self.insns.len()) {

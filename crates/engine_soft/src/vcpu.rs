@@ -46,6 +46,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.cpu.forget_code();
         self.cpu.restore(state)
     }
 
@@ -63,6 +64,15 @@ impl Vcpu for SoftVcpu {
 }
 
 impl Cpu {
+    /// Forgets all code. Another engine may have executed the guest meanwhile, and its stores to code are not noted in
+    /// the trackers.
+    fn forget_code(&mut self) {
+        self.code.clear();
+        if let Some(translator) = &mut self.translator {
+            translator.forget();
+        }
+    }
+
     /// Counters so far.
     pub fn counts(&self) -> ExitCounts {
         let (mmu, code) = (self.mmu.counts, self.code.counts);

@@ -216,3 +216,23 @@ fn nothing_is_lost_between_any_two_instructions() {
     moved_memory.read(0, &mut all.1).unwrap();
     assert!(all.0 == all.1, "memory is the same");
 }
+
+/// As an excursion from KVM: between two of them, the guest's stores are nobody's to note.
+#[test]
+#[expect(unsafe_code, reason = "stores as a guest under KVM does, past all trackers")]
+fn code_that_another_engine_changed_is_decoded_anew() {
+    let memory = memory();
+    let mut carrier = one(&memory, &Arc::default());
+    let state = start(carrier.vcpu.state().unwrap());
+    for value in [0x1111_1111_u32, 0x2222_2222] {
+        let code = [&[0xb8][..], &value.to_le_bytes(), &[0xeb, 0xfe]].concat(); // mov eax, value; jmp $
+        // SAFETY: the region holds the code, and nothing runs.
+        unsafe {
+            let to = memory.regions()[0].host_address().add(CODE as usize);
+            std::ptr::copy_nonoverlapping(code.as_ptr(), to, code.len());
+        }
+        carrier.vcpu.set_state(&state).unwrap();
+        assert_eq!(carrier.vcpu.run_steps(&Nothing, 40), VmExit::StepsDone);
+        assert_eq!(carrier.vcpu.state().unwrap().gprs[0], u64::from(value));
+    }
+}

@@ -78,7 +78,9 @@ impl fmt::Display for Stats {
         let engine = self.engine.map_or_else(String::new, |engine| format!("engine {engine}, "));
         writeln!(f, "{engine}ran {:.3} s, engine switches {}", self.ran_seconds, self.engine_switches)?;
         if let (Some(instructions), Some(mips)) = (self.instructions, self.mips) {
-            writeln!(f, "instructions {instructions}, {mips:.1} MIPS")?;
+            let translated = self.counters.get("translated_entries").is_some_and(|&entries| entries > 0);
+            let which = if translated { " (interpreted; translated code does not count)" } else { "" };
+            writeln!(f, "instructions {instructions}, {mips:.1} MIPS{which}")?;
         }
         if self.serial_bytes_lost > 0 {
             writeln!(f, "serial bytes lost {}", self.serial_bytes_lost)?;
@@ -103,5 +105,15 @@ mod tests {
         for words in ["engine software", "ran 0.500 s", "switches 2", "30000000", "60.0 MIPS", "\npio 5\n"] {
             assert!(text.contains(words), "{text}");
         }
+    }
+
+    #[test]
+    fn uncounted_instructions_are_told() {
+        let counts = ExitCounts {
+            instructions: Some(7),
+            counts: [("translated_entries".to_owned(), 1)].into_iter().collect(),
+        };
+        let text = Stats::new(EngineName::Software, 0, counts, Duration::from_secs(1), 0).to_string();
+        assert!(text.contains("MIPS (interpreted; translated code does not count)\n"), "{text}");
     }
 }

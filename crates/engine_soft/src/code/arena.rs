@@ -118,6 +118,13 @@ impl Arena {
         Arena { ring: Box::into_raw(ring).cast(), used: [0; PARTS], current: 0, chains }
     }
 
+    /// Forgets all blocks: no pointer to one is valid afterwards.
+    pub fn clear(&mut self) {
+        self.used = [0; PARTS];
+        self.current = 0;
+        self.chains.fill(0);
+    }
+
     fn chain(key: u64) -> usize {
         (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - CHAINS_LOG2)) as usize
     }

@@ -198,6 +198,13 @@ impl Translator {
         self.deadline.fired();
     }
 
+    /// Forgets all translations, if there are any. Only while none runs.
+    pub(crate) fn forget(&mut self) {
+        if !self.units.is_empty() {
+            self.flush();
+        }
+    }
+
     /// Forgets all translations. Only while none runs.
     fn flush(&mut self) {
         self.counts.flushes += 1;
