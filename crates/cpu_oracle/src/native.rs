@@ -33,8 +33,11 @@ struct Child {
 static mut CHILD: Child =
     Child { slot: null_mut(), host_rsp: 0, resume: 0, host_fs: 0, selectors: [0; 4], fs_base: 0, gs_base: 0 };
 
-/// User CPU time after which a child's case counts as endless, in microseconds.
-const PATIENCE: libc::suseconds_t = 400_000;
+/// CPU time after which a child's case counts as endless, in microseconds. That of the kernel counts too: a loop
+/// around a split lock spends its time in the kernel's handler (x86 `split_lock_detect`).
+const PATIENCE: libc::suseconds_t = 800_000;
+/// The same in seconds by the wall, for a kernel that lets split locks sleep (sysctl `kernel.split_lock_mitigate`).
+const LONG_PATIENCE: u32 = 20;
 
 /// Top of the stack that the frame of IRETQ is on: bits 16–31 are zero.
 pub(crate) const FRAME_STACK: u64 = 0x2d6b_0000_0800;
@@ -175,8 +178,8 @@ fn prepare_child() -> Result<()> {
         let patience = libc::timeval { tv_sec: 0, tv_usec: PATIENCE };
         let timer =
             libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: patience };
-        libc::setitimer(libc::ITIMER_VIRTUAL, &raw const timer, null_mut());
-        libc::alarm(60);
+        libc::setitimer(libc::ITIMER_PROF, &raw const timer, null_mut());
+        libc::alarm(LONG_PATIENCE);
         let alternate = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: stack_len };
         libc::sigaltstack(&raw const alternate, null_mut());
         let mut action: libc::sigaction = std::mem::zeroed();
