@@ -63,21 +63,10 @@ pub(crate) fn block(case: &Case) -> Vec<u8> {
 struct EndPort(Arc<dyn Kick>);
 
 impl VcpuIo for EndPort {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
     fn pio_write(&self, port: u16, _data: &[u8]) {
         if port == END_PORT {
             self.0.kick();
         }
-    }
-    fn mmio_read(&self, _address: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
-    fn eoi(&self, _vector: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0xff
     }
 }
 

@@ -47,20 +47,7 @@ const ROUNDS: u64 = 500;
 /// Nothing is outside of this guest's RAM.
 struct NoDevices;
 
-impl VcpuIo for NoDevices {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _port: u16, _data: &[u8]) {}
-    fn mmio_read(&self, _address: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
-    fn eoi(&self, _vector: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0xff
-    }
-}
+impl VcpuIo for NoDevices {}
 
 /// RAM for [`Guest`].
 pub fn memory() -> Result<Arc<GuestMemory>> {

@@ -18,20 +18,27 @@ pub struct MsiMessage {
 }
 
 /// What a processor reaches outside of itself. Called on the vCPU's thread, in the middle of an instruction.
-/// Addresses nobody answers read all-ones; writes there are lost. Buffers are 1, 2, 4 or 8 bytes.
+/// Addresses nobody answers read all-ones; writes there are lost. Buffers are 1, 2, 4 or 8 bytes. What is not
+/// implemented behaves as a bus with nothing on it.
 pub trait VcpuIo: Sync {
     /// `in`.
-    fn pio_read(&self, port: u16, data: &mut [u8]);
+    fn pio_read(&self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
     /// `out`.
-    fn pio_write(&self, port: u16, data: &[u8]);
+    fn pio_write(&self, _port: u16, _data: &[u8]) {}
     /// A load from outside RAM.
-    fn mmio_read(&self, address: u64, data: &mut [u8]);
+    fn mmio_read(&self, _address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
     /// A store outside RAM.
-    fn mmio_write(&self, address: u64, data: &[u8]);
+    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
     /// A level-triggered interrupt was completed: broadcast to the IOAPIC.
-    fn eoi(&self, vector: u8);
+    fn eoi(&self, _vector: u8) {}
     /// The processor accepts an interrupt of the PIC (INTA cycle); the PIC answers its vector.
-    fn acknowledge_pic(&self) -> u8;
+    fn acknowledge_pic(&self) -> u8 {
+        0xff
+    }
 }
 
 /// Makes a vCPU return from [`Vcpu::run`] with [`VmExit::Kicked`], from any thread, without blocking.

@@ -14,16 +14,7 @@ use x86::{CpuState, Cr0, Cr4, Efer, Segment, SegmentAttributes};
 
 struct NoDevices;
 
-impl VcpuIo for NoDevices {
-    fn pio_read(&self, _: u16, _: &mut [u8]) {}
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-    fn mmio_read(&self, _: u64, _: &mut [u8]) {}
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn eoi(&self, _: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0xff
-    }
-}
+impl VcpuIo for NoDevices {}
 
 /// Additions, shifts and a branch, all in registers.
 fn register_loop() -> Result<Vec<u8>, IcedError> {

@@ -1,9 +1,8 @@
 //! MONITOR and MWAIT between processors, on threads of their own: a wait ends by a store, by an NMI and by a kick.
 
-use engine::cpu_model::CpuModel;
-use engine::{Engine, MsiMessage, VcpuIo, Vm, VmExit, VmSettings};
-use engine_soft::SoftEngine;
-use guest_clock::{HostEntropy, ManualClock};
+mod bench;
+
+use engine::{MsiMessage, VcpuIo, Vm, VmExit};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -22,19 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Ports(Sender<u16>);
 
 impl VcpuIo for Ports {
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
     fn pio_write(&self, port: u16, _: &[u8]) {
         let _ = self.0.send(port);
-    }
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn eoi(&self, _: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0
     }
 }
 
@@ -52,16 +40,7 @@ fn run(act: impl FnOnce(&GuestMemory, &dyn Vm, &Receiver<u16>)) {
     // NMI is vector 2 of the table at 0; `out 0x82, al; iret`.
     memory.write(2 * 4, &(NMI as u32).to_le_bytes()).unwrap();
     memory.write(NMI, &[0xe6, 0x82, 0xcf]).unwrap();
-    let settings = VmSettings {
-        memory: memory.clone(),
-        cpus: 1,
-        model: CpuModel::named("max").unwrap(),
-        tsc_khz: None,
-        lenient_xrstor: false,
-        clock: Arc::new(ManualClock::default()),
-        entropy: Arc::new(HostEntropy),
-    };
-    let vm = SoftEngine::new().create_vm(settings).unwrap();
+    let vm = bench::machine(&memory, 1, Arc::default());
     let mut vcpu = vm.create_vcpu(0).unwrap();
     let mut state = vcpu.state().unwrap();
     (state.segments.cs.selector, state.segments.cs.base) = (0, 0);

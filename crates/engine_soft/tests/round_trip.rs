@@ -4,10 +4,10 @@
 //! The program runs in 64-bit mode with x2APIC timer interrupts, NMIs, page faults, INT3, single steps, breakpoints on
 //! data and code, shadows of STI and MOV SS, a repeated string instruction, x87, SSE, AVX and HLT.
 
-use engine::cpu_model::CpuModel;
-use engine::{Engine, MsiMessage, Vcpu, VcpuIo, Vm, VmExit, VmSettings};
-use engine_soft::SoftEngine;
-use guest_clock::{HostEntropy, ManualClock};
+mod bench;
+
+use engine::{MsiMessage, Vcpu, VcpuIo, Vm, VmExit};
+use guest_clock::ManualClock;
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use x86::{CpuState, Cr0, Cr4, DescriptorTable, Efer, Segment, SegmentAttributes};
@@ -25,22 +25,10 @@ const ROUNDS: u8 = 16;
 const STEP_NS: u64 = 1000;
 const NMI: MsiMessage = MsiMessage { address: 0xfee0_0000, data: 0x400 };
 
+/// Nothing but RAM.
 struct Nothing;
 
-impl VcpuIo for Nothing {
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn eoi(&self, _: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0
-    }
-}
+impl VcpuIo for Nothing {}
 
 /// mov ecx, register; mov eax, value; xor edx, edx; wrmsr
 fn write_msr(register: u32, value: u32) -> Vec<u8> {
@@ -155,16 +143,7 @@ struct One {
 }
 
 fn one(memory: &Arc<GuestMemory>, clock: &Arc<ManualClock>) -> One {
-    let settings = VmSettings {
-        memory: Arc::clone(memory),
-        cpus: 1,
-        model: CpuModel::named("max").unwrap(),
-        tsc_khz: None,
-        lenient_xrstor: false,
-        clock: clock.clone(),
-        entropy: Arc::new(HostEntropy),
-    };
-    let vm = SoftEngine::new().create_vm(settings).unwrap();
+    let vm = bench::machine(memory, 1, clock.clone());
     let vcpu = vm.create_vcpu(0).unwrap();
     One { vm, vcpu }
 }

@@ -1,30 +1,17 @@
 //! Start-up of application processors (SDM 3A 8.4.4.1) through the public traits: messages may come long before
 //! the target's thread gets to run.
 
-use engine::cpu_model::CpuModel;
-use engine::{Engine, MsiMessage, Vcpu, VcpuIo, Vm, VmExit, VmSettings};
-use engine_soft::SoftEngine;
-use guest_clock::{HostEntropy, ManualClock};
+mod bench;
+
+use engine::{MsiMessage, Vcpu, VcpuIo, Vm, VmExit};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use x86::MpState;
 
+/// Nothing but RAM.
 struct Nothing;
 
-impl VcpuIo for Nothing {
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn eoi(&self, _: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0
-    }
-}
+impl VcpuIo for Nothing {}
 
 const INIT: u32 = 0x500;
 const START_UP: u32 = 0x600;
@@ -33,16 +20,7 @@ const START_UP: u32 = 0x600;
 fn machine() -> (Arc<dyn Vm>, Box<dyn Vcpu>) {
     let memory = Arc::new(GuestMemory::new(&[(0, 1 << 20)]).unwrap());
     memory.write(0x8000, &[0xb8, 0x34, 0x12, 0xf4]).unwrap();
-    let settings = VmSettings {
-        memory,
-        cpus: 2,
-        model: CpuModel::named("max").unwrap(),
-        tsc_khz: None,
-        lenient_xrstor: false,
-        clock: Arc::new(ManualClock::default()),
-        entropy: Arc::new(HostEntropy),
-    };
-    let vm = SoftEngine::new().create_vm(settings).unwrap();
+    let vm = bench::machine(&memory, 2, Arc::default());
     let second = vm.create_vcpu(1).unwrap();
     (vm, second)
 }

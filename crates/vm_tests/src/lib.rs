@@ -7,11 +7,13 @@
 //! `VIREO_GUESTS` (see `xtask/src/guests/mod.rs`). Without them [`Material::find`] gives nothing and the tests
 //! say that they were skipped.
 
+mod debian;
 mod material;
 mod terminal;
 mod test_vm;
 mod tiny_guest;
 
+pub use debian::debian_up_and_down;
 pub use material::Material;
 pub use rustix::process::Signal;
 pub use terminal::{OnTerminal, Terminal};

@@ -1,10 +1,10 @@
 //! Machines on KVM, whatever it is worth, and machines that move between engines at work.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::{Material, TestVm};
+use vm_tests::Material;
 
 /// What `vireo doctor` says, or `None` where machines do not run on KVM at all; then it says what is lacking.
 fn kvm_here(material: &Material) -> Result<Option<String>> {
@@ -84,33 +84,15 @@ fn a_guest_at_work_moves_from_software_to_kvm_and_back() -> Result<()> {
     Ok(())
 }
 
-/// Starts stock Debian with `--engine kvm` on its own disk and waits for the prompt. Minutes where KVM needs help.
+/// Starts stock Debian with `--engine kvm` on its own disk and waits for the prompt.
 #[test]
-#[ignore = "takes minutes where KVM emulates kernels: cargo xtask test -- --run-ignored all debian_boots_on_kvm"]
+#[ignore = "the host's KVM decides how long it takes: cargo xtask test -- --run-ignored all debian_boots_on_kvm"]
 fn debian_boots_on_kvm_to_its_login_prompt() -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
     if kvm_here(&material)?.is_none() {
         return Ok(());
     }
-    let folder = tempfile::tempdir()?;
-    let disk = folder.path().join("debian.raw");
-    material.debian_disk(&disk)?;
-    let disk = disk.display().to_string();
-    let options = ["--engine", "kvm", "--stats", "--memory", "512M", "--cpus", "2", "--disk", &disk];
-    let mut command = material.command(&["run", "--kernel"]);
-    command.arg(material.kernel()).arg("--initrd").arg(material.initramfs());
-    command.args(["--append", "console=ttyS0 root=/dev/vda rw"]).args(options);
-    let started = Instant::now();
-    let mut vm = TestVm::start(command)?;
-    vm.wait_for("vireo login:", 1500)?;
-    eprintln!("login after {:.1} s", started.elapsed().as_secs_f64());
-    vm.send("root\n")?;
-    vm.wait_for("root@vireo", 300)?;
-    vm.send("echo cpus=$(nproc)\n")?;
-    vm.wait_for("cpus=2", 120)?;
-    vm.press_power_button()?;
-    let outcome = vm.wait(600)?;
-    assert_eq!(outcome.code, Some(0), "{}", outcome.errors);
+    let outcome = vm_tests::debian_up_and_down(&material, &["--engine", "kvm", "--stats"])?;
     assert!(counter(&outcome.errors, "kvm_entries")? > 0, "{}", outcome.errors);
     eprintln!("{}", outcome.errors);
     Ok(())

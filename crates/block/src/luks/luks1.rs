@@ -2,7 +2,7 @@
 
 use super::cipher::Cipher;
 use super::keys::{Hash, Work, merge, secret, split};
-use super::{Lock, SlotInfo, wrong_passphrase};
+use super::{Lock, SlotInfo, key_material, wrong_passphrase};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
 use crate::image::ImageResult;
@@ -188,23 +188,11 @@ impl Luks1 {
             work.pbkdf2(self.hash, slot.iterations, self.key_len)
                 .and_then(|()| work.pbkdf2(self.hash, self.digest_iterations, DIGEST))
                 .map_err(|what| BlockError::metadata(path, 208 + 48 * n as u64, "iterations", what))?;
-            let mut material = vec![0; self.key_len * slot.stripes as usize];
-            file.read_bytes(u64::from(slot.at) * 512, &mut material)
-                .map_err(|source| BlockError::io(path, "reading the key material", source))?;
             let key = self.hash.pbkdf2(passphrase, &slot.salt, slot.iterations, self.key_len);
             let cipher =
                 Cipher::new(&self.cipher, &key, 512).map_err(|what| BlockError::unsupported(path, what))?;
-            let whole = material.len() / 512 * 512;
-            let sectors = material.len().next_multiple_of(512);
-            material.resize(sectors, 0);
-            if whole < sectors {
-                // The last sector is encrypted as a whole.
-                let at = u64::from(slot.at) * 512 + whole as u64;
-                file.read_bytes(at, material.get_mut(whole..).unwrap_or_default())
-                    .map_err(|source| BlockError::io(path, "reading the key material", source))?;
-            }
-            cipher.decrypt(0, &mut material);
-            material.truncate(self.key_len * slot.stripes as usize);
+            let len = self.key_len * slot.stripes as usize;
+            let material = key_material(file, path, u64::from(slot.at) * 512, len, &cipher)?;
             let master = merge(self.hash, &material, self.key_len);
             if self.digest_of(&master) == self.digest {
                 return Ok((master, n));

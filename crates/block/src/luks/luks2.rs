@@ -2,7 +2,7 @@
 
 use super::cipher::Cipher;
 use super::keys::{Argon2Costs, Hash, Work, merge, secret, split};
-use super::{Lock, SlotInfo, wrong_passphrase};
+use super::{Lock, SlotInfo, key_material, wrong_passphrase};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
 use crate::image::ImageResult;
@@ -226,11 +226,7 @@ impl Luks2 {
                 let master = self.key_len(value);
                 let cipher = Cipher::new(slot.encryption, &key, 512)
                     .map_err(|what| BlockError::unsupported(path, what))?;
-                let mut material = vec![0; (master * slot.stripes).next_multiple_of(512)];
-                file.read_bytes(slot.start, &mut material)
-                    .map_err(|source| BlockError::io(path, "reading the key material", source))?;
-                cipher.decrypt(0, &mut material);
-                material.truncate(master * slot.stripes);
+                let material = key_material(file, path, slot.start, master * slot.stripes, &cipher)?;
                 let key = merge(slot.hash, &material, master);
                 Ok(self.is_key(name, &key, &mut work).then_some(key))
             };

@@ -16,7 +16,7 @@ pub use image::LuksImage;
 pub(crate) use new::{LuksFormat, NewContainer};
 pub(crate) use sectors::EncryptedFile;
 
-use crate::backend::BlockBackend;
+use crate::backend::{BlockBackend, SECTOR_SIZE};
 use crate::error::BlockError;
 use crate::image::ImageResult;
 use crate::mapped::{Fields, random_uuid};
@@ -101,6 +101,22 @@ fn needs_passphrase(path: &Path) -> BlockError {
 
 fn wrong_passphrase(path: &Path) -> BlockError {
     BlockError::option("passphrase", format!("no key slot of {} opens with it", path.display()))
+}
+
+/// The stripes of a key as they are without the slot's encryption, of which the last sector is part as a whole.
+fn key_material(
+    file: &dyn BlockBackend,
+    path: &Path,
+    at: u64,
+    len: usize,
+    cipher: &Cipher,
+) -> ImageResult<Vec<u8>> {
+    let mut material = vec![0; len.next_multiple_of(SECTOR_SIZE as usize)];
+    file.read_bytes(at, &mut material)
+        .map_err(|source| BlockError::io(path, "reading the key material", source))?;
+    cipher.decrypt(0, &mut material);
+    material.truncate(len);
+    Ok(material)
 }
 
 fn new_uuid() -> String {

@@ -322,9 +322,6 @@ struct Ports {
 }
 
 impl VcpuIo for Ports {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
     fn pio_write(&self, port: u16, _data: &[u8]) {
         let now = Instant::now();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -336,13 +333,5 @@ impl VcpuIo for Ports {
             }
             _ => {}
         }
-    }
-    fn mmio_read(&self, _address: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _address: u64, _data: &[u8]) {}
-    fn eoi(&self, _vector: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0
     }
 }

@@ -27,10 +27,6 @@ impl VcpuIo for Devices {
     fn mmio_write(&self, address: u64, data: &[u8]) {
         self.log.lock().expect("no panic before").push(('m', address, data.to_vec()));
     }
-    fn eoi(&self, _: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0xff
-    }
 }
 
 /// Assembles, runs exactly as many instructions as were written once, and returns the processor.

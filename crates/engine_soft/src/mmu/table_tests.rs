@@ -1,5 +1,6 @@
 //! Paging, entry by entry and level by level (SDM 3A 4.3 to 4.8).
 
+use super::tests::{ACCESSED, ALL, DIRTY, LARGE, PRESENT, ROOT, USER, WRITE};
 use super::{Access, Accessor};
 use crate::cpu::Cpu;
 use crate::interp::harness::{cpu_in, flat, long_state};
@@ -7,15 +8,7 @@ use guest_memory::GuestMemory;
 use std::sync::Arc;
 use x86::{Cr0, Cr4, Efer, Vector};
 
-const ROOT: u64 = 0x10_0000;
 const TARGET: u64 = 0x4000_0000;
-const PRESENT: u64 = 1;
-const WRITE: u64 = 2;
-const USER: u64 = 4;
-const ACCESSED: u64 = 0x20;
-const DIRTY: u64 = 0x40;
-const LARGE: u64 = 0x80;
-const ALL: u64 = PRESENT | WRITE | USER;
 const NX: u64 = 1 << 63;
 /// The processor's physical address width.
 const WIDTH: u32 = 46;

@@ -7,15 +7,15 @@ use guest_memory::GuestMemory;
 use std::sync::Arc;
 use x86::{CpuState, Cr0, Cr4, Efer, PageFlags, Vector};
 
-const ROOT: u64 = 0x10_0000;
-const PRESENT: u64 = 1;
-const WRITE: u64 = 2;
-const USER: u64 = 4;
-const ACCESSED: u64 = 0x20;
-const DIRTY: u64 = 0x40;
-const LARGE: u64 = 0x80;
+pub(super) const ROOT: u64 = 0x10_0000;
+pub(super) const PRESENT: u64 = 1;
+pub(super) const WRITE: u64 = 2;
+pub(super) const USER: u64 = 4;
+pub(super) const ACCESSED: u64 = 0x20;
+pub(super) const DIRTY: u64 = 0x40;
+pub(super) const LARGE: u64 = 0x80;
 const GLOBAL: u64 = 0x100;
-const ALL: u64 = PRESENT | WRITE | USER;
+pub(super) const ALL: u64 = PRESENT | WRITE | USER;
 const TARGET: u64 = 0x20_0000;
 
 /// A processor with tables to be filled in.

@@ -1,7 +1,7 @@
 //! `vireo image convert`.
 
 use super::progress::Progress;
-use super::{Folders, open, size, wants_help};
+use super::{Folders, TargetFormat, open, size, wants_help};
 use anyhow::{Context, Result, bail};
 use block::{BackingPolicy, CopyOptions, DiskImage, OpenOptions};
 use clap::Args;
@@ -13,12 +13,8 @@ pub struct ConvertArgs {
     /// Format of the source; without, its header decides
     #[arg(short, long)]
     format: Option<String>,
-    /// Format of the target
-    #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
-    target_format: String,
-    /// Options of the target's format (name=value,…); "help" lists them
-    #[arg(short = 'o', value_name = "OPTIONS")]
-    options: Vec<String>,
+    #[command(flatten)]
+    target_format: TargetFormat,
     /// Compress
     #[arg(short, long)]
     compress: bool,
@@ -53,7 +49,7 @@ pub struct ConvertArgs {
 }
 
 pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
-    if wants_help(&arguments.options, &arguments.target_format)? {
+    if wants_help(&arguments.target_format.options, &arguments.target_format.name)? {
         return Ok(0);
     }
     let source = open(&arguments.source, arguments.format.as_deref(), &folders.reading(&arguments.source))?;
@@ -72,7 +68,7 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
             compress: arguments.compress,
             any_order: arguments.any_order,
             // What was never written in a container is decrypted to noise.
-            target_is_zero: !arguments.no_create && arguments.target_format != "luks",
+            target_is_zero: !arguments.no_create && arguments.target_format.name != "luks",
             find_zeros,
             progress: &|bytes| progress.add(bytes),
         };
@@ -91,15 +87,15 @@ fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<d
         if path.exists() && path.canonicalize()? == arguments.source.canonicalize()? {
             bail!("Source and target are the same file");
         }
-        let mut options = folders.creating(size, &arguments.options)?;
+        let mut options = folders.creating(size, &arguments.target_format.options)?;
         passphrase.clone_from(&options.passphrase);
         let backing = arguments.backing.clone().or_else(|| options.take("backing_file"));
         let format = arguments.backing_format.clone().or_else(|| options.take("backing_fmt"));
         if let Some(name) = backing {
             options.backing = Some((name, format.context("A backing file needs its format: -F FORMAT")?));
         }
-        block::create(path, &arguments.target_format, options)?;
+        block::create(path, &arguments.target_format.name, options)?;
     }
     let open = OpenOptions { backing: BackingPolicy::Anywhere, passphrase, ..OpenOptions::default() };
-    Ok(block::open(path, &arguments.target_format, &open)?)
+    Ok(block::open(path, &arguments.target_format.name, &open)?)
 }

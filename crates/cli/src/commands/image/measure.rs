@@ -1,6 +1,6 @@
 //! `vireo image measure`.
 
-use super::{Folders, Output, open, size};
+use super::{Folders, Output, TargetFormat, open, size, wants_help};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::path::PathBuf;
@@ -10,12 +10,8 @@ pub struct MeasureArgs {
     /// Format of the image; without, its header decides
     #[arg(short, long)]
     format: Option<String>,
-    /// Format it would become
-    #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
-    target_format: String,
-    /// Options of that format (name=value,…)
-    #[arg(short = 'o', value_name = "OPTIONS")]
-    options: Vec<String>,
+    #[command(flatten)]
+    target_format: TargetFormat,
     /// Size of an empty disk, instead of an image
     #[arg(long)]
     size: Option<String>,
@@ -26,6 +22,9 @@ pub struct MeasureArgs {
 }
 
 pub fn run(arguments: &MeasureArgs, folders: &Folders) -> Result<u8> {
+    if wants_help(&arguments.target_format.options, &arguments.target_format.name)? {
+        return Ok(0);
+    }
     let (disk, extents) = match (&arguments.file, &arguments.size) {
         (Some(file), None) => {
             let image = open(file, arguments.format.as_deref(), &folders.reading(file))?;
@@ -36,8 +35,9 @@ pub fn run(arguments: &MeasureArgs, folders: &Folders) -> Result<u8> {
     };
     let data =
         extents.iter().filter(|extent| !extent.zero).map(|extent| extent.start..extent.start + extent.length);
-    let options = folders.creating(disk, &arguments.options)?;
-    let measure = block::driver(&arguments.target_format)?.measure(options, &data.collect::<Vec<_>>())?;
+    let options = folders.creating(disk, &arguments.target_format.options)?;
+    let measure =
+        block::driver(&arguments.target_format.name)?.measure(options, &data.collect::<Vec<_>>())?;
     if arguments.output.is_json() {
         println!("{}", serde_json::to_string_pretty(&measure)?);
     } else {

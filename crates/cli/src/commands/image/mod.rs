@@ -74,6 +74,17 @@ enum ImageCommand {
     Bitmap(bitmap::BitmapArgs),
 }
 
+/// The format an image is copied into.
+#[derive(Debug, Clone, Args)]
+struct TargetFormat {
+    /// Format of the target
+    #[arg(short = 'O', long = "target-format", value_name = "FORMAT", default_value = "raw")]
+    name: String,
+    /// Options of the target's format (name=value,…); "help" lists them
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+}
+
 /// How results are printed.
 #[derive(Debug, Clone, Args)]
 struct Output {

@@ -55,12 +55,6 @@ impl VcpuIo for Ports {
     fn pio_read(&self, port: u16, data: &mut [u8]) {
         data.fill(port as u8);
     }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn eoi(&self, _: u8) {}
     fn acknowledge_pic(&self) -> u8 {
         0
     }

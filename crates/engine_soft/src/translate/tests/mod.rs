@@ -12,18 +12,7 @@ use iced_x86::{Code, Encoder, Instruction, MemoryOperand, OpCodeOperandKind as K
 
 struct NoDevices;
 
-impl VcpuIo for NoDevices {
-    fn pio_read(&self, _: u16, _: &mut [u8]) {}
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-    fn mmio_read(&self, _: u64, bytes: &mut [u8]) {
-        bytes.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn eoi(&self, _: u8) {}
-    fn acknowledge_pic(&self) -> u8 {
-        0xff
-    }
-}
+impl VcpuIo for NoDevices {}
 
 /// Xorshift.
 struct Random(u64);
