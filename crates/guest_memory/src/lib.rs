@@ -13,7 +13,7 @@ mod mapping;
 mod populated;
 pub mod tracker;
 
-pub use mapping::{GuestMemory, MemoryError, Region};
+pub use mapping::{GuestMemory, MemoryError, Region, announce_barriers};
 pub use tracker::PageTracker;
 
 /// Size of a tracked page, in bytes.

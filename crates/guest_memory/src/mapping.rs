@@ -127,18 +127,29 @@ fn map_memfd(size: u64) -> std::io::Result<(OwnedFd, NonNull<u8>)> {
     Ok((memfd, host))
 }
 
+const CMD_GLOBAL: libc::c_int = 1 << 0;
+const CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+const CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+/// `membarrier(2)`; whether the kernel did it.
+fn membarrier(command: libc::c_int) -> bool {
+    // SAFETY: membarrier takes numbers only.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
+/// Tells the kernel that this process will run guests on the software CPU, which needs fences in all threads at once;
+/// whether it grants the fast ones (`membarrier(2)`). Called by itself when the first is needed; but a process that
+/// has other threads by then waits for a grace period of RCU, some 10 ms, and one that has none does not.
+pub fn announce_barriers() -> bool {
+    static REGISTERED: OnceLock<bool> = OnceLock::new();
+    *REGISTERED.get_or_init(|| membarrier(CMD_REGISTER_PRIVATE_EXPEDITED))
+}
+
 /// Makes every running thread of this process pass a full memory fence.
 pub(crate) fn process_wide_barrier() {
-    static REGISTERED: OnceLock<bool> = OnceLock::new();
-    const CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
-    const CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
-    const CMD_GLOBAL: libc::c_int = 1 << 0;
-    // SAFETY: membarrier takes numbers only.
-    let call = |command: libc::c_int| unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 };
     fence(Ordering::SeqCst);
-    let registered = *REGISTERED.get_or_init(|| call(CMD_REGISTER_PRIVATE_EXPEDITED));
     // Kernels before 4.14 know only the slow global form.
-    let _ = registered && call(CMD_PRIVATE_EXPEDITED) || call(CMD_GLOBAL);
+    let _ = announce_barriers() && membarrier(CMD_PRIVATE_EXPEDITED) || membarrier(CMD_GLOBAL);
     fence(Ordering::SeqCst);
 }
 

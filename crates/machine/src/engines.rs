@@ -49,8 +49,10 @@ fn decide(kvm: KvmReport) -> Report {
 /// Times that code is interpreted before it is translated.
 const WARM_UP: u32 = 8;
 
-/// Makes the engine that is asked for.
+/// Makes the engine that is asked for. Best called while the process has one thread, see
+/// [`guest_memory::announce_barriers`].
 pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
+    guest_memory::announce_barriers();
     let (kind, reason) = match config.engine {
         EngineChoice::Kvm => (EngineKind::Kvm, "asked for".to_owned()),
         EngineChoice::Software => (EngineKind::Software, "asked for".to_owned()),
