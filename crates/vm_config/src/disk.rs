@@ -16,22 +16,42 @@ pub enum DiskFormat {
     Qcow2,
     /// A LUKS container, version 1 or 2.
     Luks,
+    /// VirtualBox.
+    Vdi,
+    /// VMware.
+    Vmdk,
+    /// Virtual PC, Hyper-V's first format, Azure; `qemu-img` calls it so.
+    Vpc,
+    /// Hyper-V.
+    Vhdx,
 }
 
 impl DiskFormat {
+    const ALL: [DiskFormat; 7] = [
+        DiskFormat::Raw,
+        DiskFormat::Qcow2,
+        DiskFormat::Luks,
+        DiskFormat::Vdi,
+        DiskFormat::Vmdk,
+        DiskFormat::Vpc,
+        DiskFormat::Vhdx,
+    ];
+
     /// Its name, as `block` knows it.
     pub fn name(self) -> &'static str {
         match self {
             DiskFormat::Raw => "raw",
             DiskFormat::Qcow2 => "qcow2",
             DiskFormat::Luks => "luks",
+            DiskFormat::Vdi => "vdi",
+            DiskFormat::Vmdk => "vmdk",
+            DiskFormat::Vpc => "vpc",
+            DiskFormat::Vhdx => "vhdx",
         }
     }
 
     fn named(name: &str) -> Option<Self> {
-        [DiskFormat::Raw, DiskFormat::Qcow2, DiskFormat::Luks]
-            .into_iter()
-            .find(|format| format.name() == name)
+        Self::ALL.into_iter().find(|format| format.name() == name)
     }
 }
 
@@ -59,7 +79,7 @@ impl DiskCache {
     }
 }
 
-/// A disk. Text: `PATH[,format=raw|qcow2|luks][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
+/// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
 /// [,readonly=on|off][,serial=TEXT]
 /// [,queues=N][,packed=on|off]`; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +133,7 @@ impl DiskConfig {
             let reason = "an encrypted disk needs key-file=FILE, the file with its passphrase";
             return Err(ConfigError::value(OPTION, self.path.display().to_string(), reason));
         }
-        if self.format == DiskFormat::Raw && self.key_file.is_some() {
+        if !matches!(self.format, DiskFormat::Luks | DiskFormat::Qcow2) && self.key_file.is_some() {
             let reason = "key-file is for format=luks and for encrypted images of format=qcow2";
             return Err(ConfigError::value(OPTION, self.path.display().to_string(), reason));
         }
@@ -154,7 +174,12 @@ impl FromStr for DiskConfig {
         for part in parts {
             match part.split_once('=') {
                 Some(("format", name)) => {
-                    let unknown = || fail(format!("format {name:?} is unknown; known: raw, qcow2, luks"));
+                    let unknown = || {
+                        fail(format!(
+                            "format {name:?} is unknown; known: {}",
+                            DiskFormat::ALL.map(DiskFormat::name).join(", ")
+                        ))
+                    };
                     disk.format = DiskFormat::named(name).ok_or_else(unknown)?;
                 }
                 Some(("key-file", file)) => disk.key_file = Some(file.into()),
@@ -182,7 +207,7 @@ impl FromStr for DiskConfig {
                 Some(("packed", "off")) => disk.packed = false,
                 Some(("packed", other)) => return Err(fail(format!("packed is on or off, not {other:?}"))),
                 _ => {
-                    let known = "known: format=raw|qcow2|luks, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
+                    let known = "known: format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
                                  discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off";
                     return Err(fail(format!("{part:?} is not an option of a disk; {known}")));
                 }

@@ -1,9 +1,8 @@
 //! Disks: what the guest reads is what the file holds, what it writes is what the file gets.
 
-use std::io::{Read, Seek, SeekFrom};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use vm_tests::Material;
 
 const BOOT: u64 = 240;
@@ -24,28 +23,94 @@ fn read_and_write(options: &str) -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("disk.raw");
-    let content: Vec<u8> = (0..SIZE as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    std::fs::write(&path, &content)?;
-    let disk = format!("{},serial=VIREO42{options}", path.display());
+    std::fs::write(&path, content())?;
+    run_block_test(&material, &format!("{}{options}", path.display()))?;
+    has_what_the_guest_wrote(&std::fs::read(&path)?);
+    Ok(())
+}
+
+/// `qemu-img` makes the image and reads it afterwards.
+#[test]
+fn a_guest_reads_and_writes_an_image_of_every_format() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("skipped: no qemu-img; `cargo xtask test` installs it");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("raw"), content())?;
+    std::fs::write(at("key"), "not a word")?;
+    let secret = format!("secret,id=s,file={}", at("key"));
+    for (format, making, running) in [
+        ("qcow2", "", String::new()),
+        (
+            "qcow2",
+            "encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=s",
+            format!(",key-file={}", at("key")),
+        ),
+        ("luks", "iter-time=10,key-secret=s", format!(",key-file={}", at("key"))),
+        ("vdi", "", String::new()),
+        ("vmdk", "", String::new()),
+        ("vpc", "force_size=on", String::new()),
+        ("vhdx", "", String::new()),
+    ] {
+        let _ = std::fs::remove_file(at("image"));
+        let mut make = qemu_img("convert", &secret);
+        make.args(["-f", "raw", "-O", format, &at("raw"), &at("image")]);
+        if !making.is_empty() {
+            make.args(["-o", making]);
+        }
+        done(&mut make)?;
+        run_block_test(&material, &format!("{},format={format}{running}", at("image")))?;
+        let mut look = format!("driver={format},file.filename={}", at("image"));
+        if let Some(key) = making.split(',').find(|option| option.ends_with("key-secret=s")) {
+            look = format!("{look},{key}");
+        }
+        done(qemu_img("convert", &secret).args(["--image-opts", &look, "-O", "raw", &at("after")]))?;
+        has_what_the_guest_wrote(&std::fs::read(at("after"))?);
+    }
+    Ok(())
+}
+
+fn qemu_img(command: &str, secret: &str) -> Command {
+    let mut qemu_img = Command::new("qemu-img");
+    qemu_img.args([command, "--object", secret]);
+    qemu_img
+}
+
+fn done(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// What a disk holds before the guest comes.
+fn content() -> Vec<u8> {
+    (0..SIZE as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+/// A machine whose guest reads the first MiB of the disk and writes behind it.
+fn run_block_test(material: &Material, disk: &str) -> Result<()> {
+    let disk = format!("{disk},serial=VIREO42");
     let mut vm =
         material.boot("vireo.test=block quiet", &["--engine", "software", "--cpus", "2", "--disk", &disk])?;
     vm.wait_for("VIREO-BLOCK-SIZE 32768 ro=0 serial=VIREO42", BOOT)?;
     vm.wait_for("VIREO-BLOCK-READ ", 180)?;
     let digest = vm.wait_for("\n", 60)?;
-    std::fs::write(folder.path().join("head"), &content[..1 << 20])?;
-    assert_eq!(digest.trim(), sha256(&folder.path().join("head"))?);
+    assert_eq!(digest.trim(), sha256(&content()[..1 << 20])?, "{disk}");
     vm.wait_for("VIREO-BLOCK-OK", 180)?;
-    assert_eq!(vm.wait(60)?.code, Some(0));
-    // The guest wrote the numbers from 1 on, a line each, 1 MiB into the disk, and nothing else anywhere.
-    let mut file = std::fs::File::open(&path)?;
-    file.seek(SeekFrom::Start(1 << 20))?;
-    let mut written = vec![0; 4 << 20];
-    file.read_exact(&mut written)?;
-    let numbers: String = (1..700_000).map(|number| format!("{number}\n")).collect();
-    assert!(written == numbers.as_bytes()[..4 << 20], "the file does not hold what the guest wrote");
-    let after = std::fs::read(&path)?;
-    assert!(after[..1 << 20] == content[..1 << 20] && after[5 << 20..] == content[5 << 20..]);
+    assert_eq!(vm.wait(60)?.code, Some(0), "{disk}");
     Ok(())
+}
+
+/// The guest wrote the numbers from 1 on, a line each, 1 MiB into the disk, and nothing else anywhere.
+fn has_what_the_guest_wrote(after: &[u8]) {
+    let before = content();
+    let numbers: String = (1..700_000).map(|number| format!("{number}\n")).collect();
+    assert_eq!(after.len(), SIZE);
+    assert!(after[1 << 20..5 << 20] == numbers.as_bytes()[..4 << 20], "not what the guest wrote");
+    assert!(after[..1 << 20] == before[..1 << 20] && after[5 << 20..] == before[5 << 20..]);
 }
 
 #[test]
@@ -62,7 +127,9 @@ fn a_read_only_disk_stays_as_it_was() -> Result<()> {
     Ok(())
 }
 
-fn sha256(path: &std::path::Path) -> Result<String> {
-    let output = Command::new("sha256sum").arg(path).output()?;
+fn sha256(bytes: &[u8]) -> Result<String> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), bytes)?;
+    let output = Command::new("sha256sum").arg(file.path()).output()?;
     Ok(String::from_utf8(output.stdout)?.split_whitespace().next().unwrap_or_default().to_owned())
 }

@@ -85,7 +85,7 @@ pub struct RunArgs {
     /// Compare every N-th translated block with the interpreter, for finding errors of the translator
     #[arg(long, value_name = "N")]
     verify: Option<u32>,
-    /// Disk: `PATH[,format=raw|qcow2|luks][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
+    /// Disk: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
     /// [,readonly=on][,serial=TEXT][,queues=N][,packed=on]`; may be repeated
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskConfig>,
