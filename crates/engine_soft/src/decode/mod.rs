@@ -194,6 +194,9 @@ pub(crate) fn is_offered_strictly(system: &SystemState, i: &Instruction) -> bool
         | CpuidFeature::INTEL286
         | CpuidFeature::INTEL386
         | CpuidFeature::INTEL486
+        | CpuidFeature::FPU
+        | CpuidFeature::FPU287
+        | CpuidFeature::FPU387
         | CpuidFeature::X64 => true,
         feature => system.has_feature(feature),
     })

@@ -226,6 +226,9 @@ impl Builder<'_> {
         if matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) {
             return self.divide(i);
         }
+        if let Ok(after) = self.vector_control(i) {
+            return Ok(after);
+        }
         let vectors = vector::is_known(self.context.system, i);
         if !vectors && !is_known(self.context.system, i) {
             return Err(Unknown);

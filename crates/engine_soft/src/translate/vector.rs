@@ -5,9 +5,10 @@
 //! masked while they are loaded (a guest that unmasks one has its vector instructions interpreted), so a
 //! vector instruction can only fault on memory, which is checked before.
 
-use super::asm::cc;
-use super::block::{Builder, Cold, is_offered};
-use super::shared::{VECTOR, vector};
+use super::asm::{S1, cc};
+use super::block::{After, Builder, Cold, Unknown, is_offered};
+use super::memory::{GuestAddress, Want};
+use super::shared::{SPARE, VECTOR, vector};
 use crate::system::SystemState;
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
 
@@ -18,7 +19,7 @@ pub(super) fn is_known(system: &SystemState, i: &Instruction) -> bool {
 
 /// As [`is_known`], whatever the model.
 pub(super) fn is_known_form(i: &Instruction) -> bool {
-    if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+    if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) || is_control(i) {
         return true;
     }
     if !matches!(i.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
@@ -63,6 +64,12 @@ fn is_vector_feature(feature: CpuidFeature) -> bool {
     )
 }
 
+/// Whether an instruction loads or stores MXCSR by itself.
+fn is_control(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(i.mnemonic(), M::Ldmxcsr | M::Vldmxcsr | M::Stmxcsr | M::Vstmxcsr)
+}
+
 /// The level of `Shared::vector` that an instruction needs.
 pub(super) fn level(i: &Instruction) -> u8 {
     if i.encoding() == EncodingKind::VEX { vector::AVX } else { vector::SSE }
@@ -94,6 +101,45 @@ pub(super) fn wants_alignment(i: &Instruction) -> bool {
 }
 
 impl Builder<'_> {
+    /// LDMXCSR and STMXCSR, or says that it is none of them before emitting anything.
+    pub fn vector_control(&mut self, i: &Instruction) -> Result<After, Unknown> {
+        if !is_control(i) || !is_offered(self.context.system, i) {
+            return Err(Unknown);
+        }
+        let address = GuestAddress::of(i)?;
+        self.want_vector(level(i));
+        if matches!(i.mnemonic(), Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr) {
+            let operand = self.check(&address, 4, Want::STORE);
+            let mut copied = *i;
+            operand.apply(&mut copied);
+            self.encode(&copied);
+            self.stored(&operand);
+        } else {
+            self.load_mxcsr(&address);
+        }
+        Ok(After::Next)
+    }
+
+    /// Loads MXCSR from a checked copy: another processor may change the original meanwhile. What would fault, or
+    /// unmask an exception, is the interpreter's.
+    fn load_mxcsr(&mut self, address: &GuestAddress) {
+        /// All exceptions masked.
+        const MASKED: i32 = 0x1f80;
+        /// The masks, and all that no processor has.
+        const LOOKED_AT: i32 = MASKED | !0xffff;
+        let operand = self.check(address, 4, Want::LOAD);
+        let slow = self.slow_path();
+        let a = &mut self.asm;
+        a.operand32(0x8b, S1, operand.base, operand.index, operand.disp);
+        a.store_gs(SPARE, S1);
+        a.and_imm32(S1, LOOKED_AT);
+        a.cmp_imm32(S1, MASKED);
+        a.jcc(cc::NE, slow);
+        // ldmxcsr gs:[SPARE]
+        a.raw(&[0x65, 0x0f, 0xae, 0x14, 0x25]);
+        a.raw(&(SPARE as u32).to_le_bytes());
+    }
+
     /// The guest's vector registers are the host's afterwards.
     pub fn want_vector(&mut self, level: u8) {
         if self.vector >= level {

@@ -497,6 +497,9 @@ fn random_programs_end_as_in_the_interpreter() {
 fn random_vector_programs_end_as_in_the_interpreter() {
     let mut all = vector_codes();
     assert!(all.len() > 800, "{} codes", all.len());
+    all.extend(
+        [Code::Stmxcsr_m32, Code::Ldmxcsr_m32, Code::VEX_Vstmxcsr_m32, Code::VEX_Vldmxcsr_m32].repeat(5),
+    );
     all.extend(codes().into_iter().step_by(4));
     differential(6000, 0x7777_5678_9abc_def1, &all);
 }
@@ -508,6 +511,32 @@ fn random_x87_programs_end_as_in_the_interpreter() {
     all.extend(codes().into_iter().step_by(7));
     all.extend(vector_codes().into_iter().step_by(40));
     differential(6000, 0x3333_5678_9abc_def1, &all);
+}
+
+#[test]
+fn mxcsr_is_loaded_and_stored_as_by_the_interpreter() {
+    // Flush to zero; rounding up; a mask missing; a reserved bit.
+    for value in [0x9f80_u32, 0x5f80, 0x1f00, 0x1_1f80] {
+        let mut pair = [(); 2].map(|()| harness::cpu());
+        pair[1].enable_translation(Default::default()).expect("the host has memory");
+        // movaps xmm0, xmm0; push value; ldmxcsr [rsp]; stmxcsr [rsp + 4]; cvtsi2ss xmm0, rsp; mov rax, [rsp]; hlt
+        let mut code = vec![0x0f, 0x28, 0xc0, 0x68];
+        code.extend_from_slice(&value.to_le_bytes());
+        code.extend_from_slice(&[0x0f, 0xae, 0x14, 0x24, 0x0f, 0xae, 0x5c, 0x24, 4]);
+        code.extend_from_slice(&[0xf3, 0x48, 0x0f, 0x2a, 0xc4, 0x48, 0x8b, 4, 0x24, 0xf4]);
+        let state = harness::long_state();
+        let exits = [0, 1].map(|index: usize| {
+            pair[index].memory.write(CODE, &code).expect("is RAM");
+            pair[index].restore(&state).expect("the state is legal");
+            pair[index].run(&NoDevices, None)
+        });
+        let [a, b] = &pair;
+        compare(u64::from(value), &code, &state, [a, b], exits);
+        assert_eq!(a.vector.mxcsr, b.vector.mxcsr, "after loading {value:#x}");
+        if value >> 16 == 0 {
+            assert_eq!(a.vector.mxcsr & !0x3f, value, "was loaded");
+        }
+    }
 }
 
 #[test]
