@@ -23,6 +23,7 @@ mod mapped;
 mod options;
 mod qcow2;
 mod raw;
+mod throttle;
 mod vdi;
 mod vhd;
 mod vhdx;
@@ -41,3 +42,4 @@ pub use options::{
 };
 pub use qcow2::{Measure, Qcow2};
 pub use raw::{RawFile, RawImage};
+pub use throttle::{Limits, Rate, ThrottleGroup, Throttled};

@@ -1,6 +1,7 @@
 //! Disks.
 
-use crate::ConfigError;
+use crate::throttle::KNOWN;
+use crate::{ConfigError, ThrottleConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -81,7 +82,7 @@ impl DiskCache {
 
 /// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
 /// [,readonly=on|off][,serial=TEXT]
-/// [,queues=N][,packed=on|off]`; a comma of the path is written twice.
+/// [,queues=N][,packed=on|off]`, and the limits of [`ThrottleConfig`]; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
@@ -115,6 +116,9 @@ pub struct DiskConfig {
     /// The guest may use packed virtqueues (virtio 1.2, 2.8) instead of split ones.
     #[serde(default)]
     pub packed: bool,
+    /// Limits on requests and bytes a second.
+    #[serde(default)]
+    pub throttle: ThrottleConfig,
 }
 
 /// Most request queues of a disk.
@@ -146,7 +150,7 @@ impl DiskConfig {
             let reason = format!("1 to {MAX_DISK_QUEUES} are possible");
             return Err(ConfigError::value("Disk queues", queues.to_string(), reason));
         }
-        Ok(())
+        self.throttle.validate()
     }
 }
 
@@ -164,6 +168,55 @@ fn split(text: &str) -> Vec<String> {
     parts
 }
 
+/// The options that are no limits, for messages.
+const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
+                       discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off";
+
+fn on_off(name: &'static str, value: &str) -> Result<bool, ConfigError> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(ConfigError::value(OPTION, other, format!("{name} is on or off"))),
+    }
+}
+
+impl DiskConfig {
+    /// Takes over one `name=value`; `false` when the name is no option's.
+    fn set(&mut self, name: &str, value: &str) -> Result<bool, ConfigError> {
+        let unknown = |known: String| ConfigError::value(OPTION, value, known);
+        match name {
+            "format" => {
+                let names = DiskFormat::ALL.map(DiskFormat::name).join(", ");
+                let error = || unknown(format!("that format is unknown; known: {names}"));
+                self.format = DiskFormat::named(value).ok_or_else(error)?;
+            }
+            "key-file" => self.key_file = Some(value.into()),
+            "backing" => self.backing.push(value.into()),
+            "cache" => {
+                let error =
+                    || unknown("that cache is unknown; known: writeback, writethrough, unsafe".to_owned());
+                self.cache = DiskCache::named(value).ok_or_else(error)?;
+            }
+            "discard" => {
+                self.keep_discarded = match value {
+                    "unmap" => false,
+                    "ignore" => true,
+                    value => !on_off("discard", value)?,
+                }
+            }
+            "readonly" => self.readonly = on_off("readonly", value)?,
+            "serial" => value.clone_into(&mut self.serial),
+            "queues" => {
+                let error = |_| unknown("queues is a number".to_owned());
+                self.queues = Some(value.parse().map_err(error)?);
+            }
+            "packed" => self.packed = on_off("packed", value)?,
+            limit => return self.throttle.set(limit, value),
+        }
+        Ok(true)
+    }
+}
+
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
@@ -172,45 +225,14 @@ impl FromStr for DiskConfig {
         let mut parts = split(text).into_iter();
         let mut disk = DiskConfig { path: parts.next().unwrap_or_default().into(), ..DiskConfig::default() };
         for part in parts {
-            match part.split_once('=') {
-                Some(("format", name)) => {
-                    let unknown = || {
-                        fail(format!(
-                            "format {name:?} is unknown; known: {}",
-                            DiskFormat::ALL.map(DiskFormat::name).join(", ")
-                        ))
-                    };
-                    disk.format = DiskFormat::named(name).ok_or_else(unknown)?;
-                }
-                Some(("key-file", file)) => disk.key_file = Some(file.into()),
-                Some(("backing", folder)) => disk.backing.push(folder.into()),
-                Some(("cache", name)) => {
-                    let known = "known: writeback, writethrough, unsafe";
-                    let unknown = || fail(format!("cache {name:?} is unknown; {known}"));
-                    disk.cache = DiskCache::named(name).ok_or_else(unknown)?;
-                }
-                Some(("discard", "on" | "unmap")) => disk.keep_discarded = false,
-                Some(("discard", "off" | "ignore")) => disk.keep_discarded = true,
-                Some(("discard", other)) => return Err(fail(format!("discard is on or off, not {other:?}"))),
-                Some(("readonly", "on")) => disk.readonly = true,
-                Some(("readonly", "off")) => disk.readonly = false,
-                Some(("readonly", other)) => {
-                    return Err(fail(format!("readonly is on or off, not {other:?}")));
-                }
-                Some(("serial", serial)) => disk.serial = serial.to_owned(),
-                Some(("queues", number)) => {
-                    let parsed = number.parse();
-                    disk.queues =
-                        Some(parsed.map_err(|_| fail(format!("queues is a number, not {number:?}")))?);
-                }
-                Some(("packed", "on")) => disk.packed = true,
-                Some(("packed", "off")) => disk.packed = false,
-                Some(("packed", other)) => return Err(fail(format!("packed is on or off, not {other:?}"))),
-                _ => {
-                    let known = "known: format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
-                                 discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off";
-                    return Err(fail(format!("{part:?} is not an option of a disk; {known}")));
-                }
+            let known = match part.split_once('=') {
+                Some((name, value)) => disk.set(name, value)?,
+                None => false,
+            };
+            if !known {
+                return Err(fail(format!(
+                    "{part:?} is not an option of a disk; known: {OPTIONS}, {KNOWN}, group=NAME"
+                )));
             }
         }
         disk.validate()?;

@@ -23,6 +23,7 @@ mod file;
 mod machine;
 mod serial;
 mod size;
+mod throttle;
 
 pub use disk::{DiskCache, DiskConfig, DiskFormat, MAX_DISK_QUEUES};
 pub use error::ConfigError;
@@ -32,3 +33,4 @@ pub use machine::{
 };
 pub use serial::SerialConfig;
 pub use size::ByteSize;
+pub use throttle::{ByteRate, IoRate, MAX_BURST, RequestRate, ThrottleConfig};

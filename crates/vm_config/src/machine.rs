@@ -1,5 +1,6 @@
 //! The whole machine.
 
+use crate::throttle::validate_groups;
 use crate::{ByteSize, ConfigError, DiskConfig, SerialConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -211,6 +212,7 @@ impl VmConfig {
         }
         self.validate_consoles()?;
         self.disks.iter().try_for_each(DiskConfig::validate)?;
+        validate_groups(&self.disks)?;
         if self.disks.len() > MAX_DISKS {
             let found = self.disks.len().to_string();
             return Err(ConfigError::value(

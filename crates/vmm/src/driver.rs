@@ -63,6 +63,8 @@ pub trait Guest {
     /// # Errors
     /// Why not; the guest is as before.
     fn switch_engine(&mut self, engine: EngineName) -> Result<bool, String>;
+    /// Does something with a disk: a command that is of no other kind.
+    fn disk_command(&mut self, command: Command) -> Reply;
     /// Stops the process until somebody continues it. The guest stands.
     fn stop_process(&mut self);
     /// The process was continued.
@@ -169,6 +171,7 @@ impl Driver<'_> {
             Command::SwitchEngine { engine } => self.switch_engine(engine),
             // Served where the client is.
             Command::Events {} => done(),
+            command @ (Command::Disks {} | Command::Throttle { .. }) => self.guest.disk_command(command),
         };
         (answer, None)
     }
@@ -286,6 +289,10 @@ mod tests {
         fn switch_engine(&mut self, engine: EngineName) -> Result<bool, String> {
             self.log.push("switch");
             if engine == EngineName::Kvm { Err("no KVM".to_owned()) } else { Ok(true) }
+        }
+        fn disk_command(&mut self, _: Command) -> Reply {
+            self.log.push("disk");
+            Ok(json!({}))
         }
         fn stop_process(&mut self) {
             self.log.push("stop-process");

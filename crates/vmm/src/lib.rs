@@ -13,7 +13,7 @@
 
 pub mod console;
 pub mod control;
-mod disks;
+pub mod disks;
 pub mod driver;
 pub mod fatal;
 mod outcome;

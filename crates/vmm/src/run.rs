@@ -1,8 +1,9 @@
 //! From a configuration to an outcome.
 
 use crate::console::{Console, OutputQueue};
-use crate::control::protocol::{EngineName, Event};
+use crate::control::protocol::{Command, EngineName, Event, Reply};
 use crate::control::server::Server;
+use crate::disks::RunningDisks;
 use crate::driver::{Guest, Request, drive};
 use crate::signals::{Signals, stop_process};
 use crate::socket::Listener;
@@ -38,8 +39,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     let model = CpuModel::named(&config.cpu)?;
     fatal::install()?;
     let signals = Signals::block()?;
-    let disks = disks::open(config)?;
-    let backends: Vec<_> = disks.iter().map(|disk| disk.backend.clone()).collect();
+    let (disks, running_disks) = disks::open(config)?;
     let Chosen { engine, carrier, reason } = choose(config)?;
     tracing::info!(engine = %engine.kind(), reason, "engine chosen");
     let queue = Arc::new(OutputQueue::default());
@@ -85,19 +85,26 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
         }
     };
     crate::thread::spawn("events", forward_events).map_err(thread)?;
-    let mut guest =
-        RunningGuest { machine, consoles, server, config, reason, since: None, ran: Duration::ZERO };
+    let mut guest = RunningGuest {
+        machine,
+        consoles,
+        server,
+        config,
+        reason,
+        disks: running_disks,
+        since: None,
+        ran: Duration::ZERO,
+    };
     let outcome = drive(&mut guest, &requests, config.no_reboot);
     let stats = options.stats.then(|| guest.stats());
     // The guest's last words before ours, and the terminal as it was.
+    let disks = std::mem::take(&mut guest.disks);
     drop(guest);
     if let Some(stats) = stats {
         print(&stats);
     }
     // What the guest wrote and did not flush is not lost with its end.
-    for backend in backends.iter().filter(|backend| !backend.is_read_only()) {
-        backend.flush().map_err(|source| VmmError::Host { what: "the last write to a disk", source })?;
-    }
+    disks.flush().map_err(|source| VmmError::Host { what: "the last write to a disk", source })?;
     Ok(outcome)
 }
 
@@ -123,6 +130,7 @@ struct RunningGuest<'a> {
     config: &'a VmConfig,
     /// Why this engine was chosen.
     reason: String,
+    disks: RunningDisks,
     since: Option<Instant>,
     ran: Duration,
 }
@@ -134,7 +142,10 @@ impl Guest for RunningGuest<'_> {
     }
 
     fn pause(&mut self) {
+        // Requests that wait for their limits would hold up the pause.
+        self.disks.drain(true);
         self.machine.pause();
+        self.disks.drain(false);
         self.ran += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 
@@ -186,6 +197,10 @@ impl Guest for RunningGuest<'_> {
         let chosen = choose(&wanted).map_err(|error| in_words(&error))?;
         let switched = self.machine.switch_engine(chosen.engine, chosen.carrier);
         switched.map(|()| true).map_err(|error: MachineError| in_words(&error))
+    }
+
+    fn disk_command(&mut self, command: Command) -> Reply {
+        self.disks.obey(command)
     }
 
     fn stop_process(&mut self) {

@@ -5,8 +5,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 use std::io::Write;
 use std::path::PathBuf;
+use vm_config::ThrottleConfig;
 use vmm::control::client::Client;
 use vmm::control::protocol::{Command, EngineName};
+use vmm::disks::DiskReport;
 use vmm::stats::{Stats, Status};
 
 const AFTER_HELP: &str = "\
@@ -16,6 +18,8 @@ Examples:
   vireo ctl /run/user/1000/web.ctl pause
   vireo ctl /run/user/1000/web.ctl switch-engine software
   vireo ctl /run/user/1000/web.ctl stats --json
+  vireo ctl /run/user/1000/web.ctl disks
+  vireo ctl /run/user/1000/web.ctl throttle disk0 iops=200/1000,bps=20M,burst=30
 
 Exit status: 0 when the machine did it, 2 when no machine is there or it refuses.";
 
@@ -55,6 +59,16 @@ enum CtlCommand {
     },
     /// Print what happens, one JSON object a line, until the machine ends
     Events,
+    /// List the disks: files, sizes, limits
+    Disks,
+    /// Change the limits of a disk and its group
+    Throttle {
+        /// The disk, like disk0
+        disk: String,
+        /// Limits as in `vireo run --disk`, like iops=200/1000,bps=20M,burst=30, or none; replaces all that hold
+        #[arg(value_parser = |text: &str| text.parse::<ThrottleConfig>().map(Box::new))]
+        limits: Box<ThrottleConfig>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -80,6 +94,10 @@ impl CtlCommand {
                 Command::SwitchEngine { engine: EngineName::Kvm }
             }
             CtlCommand::Events => Command::Events {},
+            CtlCommand::Disks => Command::Disks {},
+            CtlCommand::Throttle { disk, limits } => {
+                Command::Throttle { disk: disk.clone(), limits: vmm::disks::limits(limits) }
+            }
         }
     }
 }
@@ -88,7 +106,7 @@ pub fn run(arguments: &CtlArgs) -> Result<u8> {
     let mut client = Client::connect(&arguments.socket)?;
     let answer = client.ask(&arguments.command.command())?;
     let mut out = std::io::stdout().lock();
-    match arguments.command {
+    match &arguments.command {
         CtlCommand::Events => {
             while let Some(event) = client.event()? {
                 // Whoever reads may leave: that ends this command, not the machine.
@@ -99,6 +117,9 @@ pub fn run(arguments: &CtlArgs) -> Result<u8> {
         }
         _ if arguments.json => writeln!(out, "{answer}")?,
         CtlCommand::Status => write!(out, "{}", status_text(answer)?)?,
+        CtlCommand::Disks => {
+            write!(out, "{}", disks_text(&serde_json::from_value::<Vec<DiskReport>>(answer)?))?
+        }
         CtlCommand::Stats => write!(out, "{}", serde_json::from_value::<Stats>(answer)?)?,
         _ => {}
     }
@@ -117,4 +138,19 @@ fn status_text(answer: Value) -> Result<String> {
         vm_config::ByteSize(status.memory),
         status.pid,
     ))
+}
+
+/// One disk a line, and its limits on the next one.
+fn disks_text(disks: &[DiskReport]) -> String {
+    let mut text = String::new();
+    for disk in disks {
+        let access = if disk.read_only { " read-only" } else { "" };
+        let size = vm_config::ByteSize(disk.size);
+        text += &format!("{} {} {size}{access} {}\n", disk.name, disk.format, disk.path.display());
+        if !disk.limits.is_unlimited() {
+            let group = disk.group.as_ref().map_or_else(String::new, |group| format!(" (group {group})"));
+            text += &format!("  limits{group}: {}\n", vmm::disks::limits_text(&disk.limits));
+        }
+    }
+    text
 }

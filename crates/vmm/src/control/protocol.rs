@@ -12,6 +12,7 @@
 //! come between replies, to clients that sent the command `events`. A reader ignores keys and events it does not
 //! know; a request with unknown keys is refused.
 
+use block::Limits;
 use engine::EngineKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -23,7 +24,7 @@ pub const VERSION: u64 = 1;
 pub const MAX_LINE: usize = 64 << 10;
 
 /// What a client wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Command {
     /// The machine's [`crate::stats::Status`].
@@ -47,6 +48,15 @@ pub enum Command {
     },
     /// From here on, tell this client what happens.
     Events {},
+    /// The disks, a list of [`crate::disks::DiskReport`].
+    Disks {},
+    /// Change the limits of a disk, and of its group.
+    Throttle {
+        /// Its name.
+        disk: String,
+        /// What holds from now on; what is not stated is not limited.
+        limits: Limits,
+    },
 }
 
 /// An engine in a request.

@@ -1,7 +1,13 @@
 //! The host's files behind a machine's disks, and that no file has two roles.
 
+mod running;
+
+pub use running::{DiskReport, RunningDisks, limits, limits_text};
+
 use crate::VmmError;
-use block::{BackingPolicy, BlockBackend, CacheMode, OpenOptions, RawFile};
+use block::{
+    BackingPolicy, BlockBackend, BlockError, CacheMode, OpenOptions, RawFile, ThrottleGroup, Throttled,
+};
 use machine::Disk;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -9,19 +15,52 @@ use std::path::Path;
 use std::sync::Arc;
 use vm_config::{DiskCache, DiskConfig, DiskFormat, SerialConfig, VmConfig};
 
-/// Opens and locks the disks.
+/// Opens and locks the disks: for the machine, and for whoever wants something of them while it runs.
 ///
 /// # Errors
 /// When one is not usable, or one file is asked for twice.
-pub fn open(config: &VmConfig) -> Result<Vec<Disk>, VmmError> {
+pub fn open(config: &VmConfig) -> Result<(Vec<Disk>, RunningDisks), VmmError> {
     one_role_each(config)?;
-    let open = |(index, disk): (usize, &DiskConfig)| {
-        let backend = open_one(disk)?;
+    let groups = Groups::new(config)?;
+    let mut running = RunningDisks::default();
+    let mut open = |(index, disk): (usize, &DiskConfig)| {
+        let throttled = Arc::new(Throttled::new(open_one(disk)?, groups.of(disk)?));
         let serial = if disk.serial.is_empty() { format!("disk{index}") } else { disk.serial.clone() };
         let queues = disk.queues.unwrap_or_else(|| automatic_queues(config.cpus));
-        Ok(Disk { backend, serial, queues, packed: disk.packed })
+        running.add(disk, throttled.clone());
+        Ok(Disk { backend: throttled, serial, queues, packed: disk.packed })
     };
-    config.disks.iter().enumerate().map(open).collect()
+    let disks = config.disks.iter().enumerate().map(&mut open).collect::<Result<_, VmmError>>()?;
+    Ok((disks, running))
+}
+
+/// The groups of disks that share limits.
+struct Groups<'a>(BTreeMap<&'a str, Arc<ThrottleGroup>>);
+
+impl<'a> Groups<'a> {
+    fn new(config: &'a VmConfig) -> Result<Self, VmmError> {
+        let mut groups: BTreeMap<&str, Arc<ThrottleGroup>> = BTreeMap::new();
+        for throttle in config.disks.iter().map(|disk| &disk.throttle) {
+            let Some(name) = &throttle.group else { continue };
+            let stated = limits(throttle);
+            match groups.get(name.as_str()) {
+                // One of the disks states the limits, wherever it stands.
+                Some(_) if stated.is_unlimited() => {}
+                _ => drop(groups.insert(name, group(stated)?)),
+            }
+        }
+        Ok(Groups(groups))
+    }
+
+    /// The disk's group: shared, or its own.
+    fn of(&self, disk: &DiskConfig) -> Result<Arc<ThrottleGroup>, VmmError> {
+        let shared = disk.throttle.group.as_ref().and_then(|name| self.0.get(name.as_str()));
+        shared.map_or_else(|| group(limits(&disk.throttle)), |group| Ok(group.clone()))
+    }
+}
+
+fn group(limits: block::Limits) -> Result<Arc<ThrottleGroup>, VmmError> {
+    ThrottleGroup::new(limits).map_err(|problem| BlockError::option("Limits of a disk", problem).into())
 }
 
 fn open_one(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, VmmError> {
