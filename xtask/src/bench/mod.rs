@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use vm_tests::TinyGuest;
 
 use crate::console::Console;
 use crate::guests::{self, Guests};
@@ -22,6 +23,8 @@ const BOOT_RATIO: [f64; 2] = [12.0, 0.5];
 const OVERHEAD_MIB: [f64; 2] = [24.0, 64.0];
 /// Longest from the start of the process to the guest's first instruction.
 const STARTUP: Duration = Duration::from_millis(30);
+/// What the guest of `startup` ends its machine with.
+const STARTUP_VALUE: u32 = 0x15;
 /// What a guest says when its first program runs.
 const MARKER: &str = "VIREO-INIT-OK";
 
@@ -31,18 +34,22 @@ pub struct BenchOptions {
     /// What to measure
     #[command(subcommand)]
     what: Measure,
-    /// Which engine: software, kvm or auto
-    #[arg(long, default_value = "software", global = true)]
-    engine: String,
+    /// Which engine: software, kvm or auto; software if not given, and auto beside it for startup
+    #[arg(long, global = true)]
+    engine: Option<String>,
     /// How the software CPU runs code: auto, interpreter or translate; each has its own bounds
     #[arg(long, default_value = "auto", global = true)]
     software_tier: String,
 }
 
 impl BenchOptions {
+    fn engine(&self) -> &str {
+        self.engine.as_deref().unwrap_or("software")
+    }
+
     /// What `vireo run` is told.
-    fn engine(&self) -> [&str; 4] {
-        ["--engine", &self.engine, "--software-tier", &self.software_tier]
+    fn cpu(&self) -> [&str; 4] {
+        ["--engine", self.engine(), "--software-tier", &self.software_tier]
     }
 
     /// The bound for the tier.
@@ -72,7 +79,10 @@ pub fn run(options: &BenchOptions) -> Result<()> {
         Measure::Boot => boot(options),
         Measure::Mips => mips(),
         Measure::Rss => resident(options),
-        Measure::Startup => startup(&options.engine),
+        Measure::Startup => match &options.engine {
+            Some(engine) => startup(engine),
+            None => startup("software").and_then(|()| startup("auto")),
+        },
         Measure::Cpu(options) => cpu::run(options),
     }
 }
@@ -95,7 +105,7 @@ fn boot(options: &BenchOptions) -> Result<()> {
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
     println!("boot: Debian cloud kernel and busybox initramfs to the first program, 1 vCPU, 512 MiB");
     let bound = options.bound(BOOT_RATIO);
-    println!("boot: vireo {}: {:.2} s", options.engine().join(" "), ours.as_secs_f64());
+    println!("boot: vireo {}: {:.2} s", options.cpu().join(" "), ours.as_secs_f64());
     println!("boot: qemu-system-x86_64 -accel tcg -cpu max: {:.2} s", theirs.as_secs_f64());
     println!("boot: ratio {ratio:.2} (bound {bound})");
     keep(ratio <= bound, "boot ratio")
@@ -110,7 +120,7 @@ fn busybox_guest(vireo: &Path, guests: &Guests, options: &BenchOptions) -> Comma
     let mut command = Command::new(vireo);
     command
         .args(["run", "--memory", "512M", "--cpus", "1"])
-        .args(options.engine())
+        .args(options.cpu())
         .arg("--kernel")
         .arg(&guests.kernel)
         .arg("--initrd")
@@ -130,7 +140,7 @@ fn resident(options: &BenchOptions) -> Result<()> {
     let guests = guests::prepare(false)?;
     let disk = guests.disk_copy("rss")?;
     let mut console = Console::start(
-        demo::debian(&vireo, &guests, &disk, &options.engine, 2)
+        demo::debian(&vireo, &guests, &disk, options.engine(), 2)
             .args(["--software-tier", &options.software_tier]),
         false,
     )?;
@@ -140,7 +150,7 @@ fn resident(options: &BenchOptions) -> Result<()> {
     std::fs::remove_file(disk)?;
     let overhead = (usage.resident - usage.guest) as f64 / 1024.0;
     let bound = options.bound(OVERHEAD_MIB);
-    println!("rss: Debian at its login prompt, 512 MiB, 2 vCPUs, {}", options.engine().join(" "));
+    println!("rss: Debian at its login prompt, 512 MiB, 2 vCPUs, {}", options.cpu().join(" "));
     println!("rss: resident {:.1} MiB, of it guest memory {:.1} MiB", mib(usage.resident), mib(usage.guest));
     println!(
         "rss: of the rest, program and libraries {:.1} MiB, heap and stacks {:.1} MiB",
@@ -192,12 +202,10 @@ impl MemoryUse {
     }
 }
 
-/// Many short lives of a machine; see [`tiny_guest`].
+/// Many short lives of a machine whose guest does nothing but end it.
 fn startup(engine: &str) -> Result<()> {
     let vireo = workspace::build_vireo()?;
-    let folder = guests::cache()?;
-    let image = folder.join("startup-guest.elf");
-    std::fs::write(&image, tiny_guest())?;
+    let image = TinyGuest::DebugExit(STARTUP_VALUE).image(&guests::cache()?)?;
     let mut times: Vec<Duration> =
         (0..11).map(|_| one_start(&vireo, &image, engine)).collect::<Result<_>>()?;
     times.sort();
@@ -219,37 +227,10 @@ fn one_start(vireo: &Path, image: &PathBuf, engine: &str) -> Result<Duration> {
         .arg(image)
         .status()?;
     let taken = started.elapsed();
-    if status.code() != Some((0x15 << 1) | 1) {
+    if status.code() != Some((STARTUP_VALUE << 1 | 1) as i32) {
         bail!("The tiny guest ended with {status}");
     }
     Ok(taken)
-}
-
-/// A 32-bit multiboot ELF image that writes 0x15 to the debug-exit port and halts.
-///
-/// Layout: ELF header (52 bytes), one program header (32), the multiboot header (Multiboot 0.6.96, 3.1.1: magic,
-/// flags, checksum), the code. The file is loaded whole at 1 MiB.
-fn tiny_guest() -> Vec<u8> {
-    const BASE: u32 = 0x10_0000;
-    const HEADERS: u32 = 52 + 32;
-    const MAGIC: u32 = 0x1bad_b002;
-    let code: &[u8] = &[0xb0, 0x15, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd]; // mov al, 15h; out f4h, al; hlt; jmp hlt
-    let entry = BASE + HEADERS + 12;
-    let size = HEADERS + 12 + code.len() as u32;
-    let mut image = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let halves = |image: &mut Vec<u8>, values: &[u16]| {
-        values.iter().for_each(|value| image.extend_from_slice(&value.to_le_bytes()));
-    };
-    let words = |image: &mut Vec<u8>, values: &[u32]| {
-        values.iter().for_each(|value| image.extend_from_slice(&value.to_le_bytes()));
-    };
-    halves(&mut image, &[2, 3]); // executable, for the 386
-    words(&mut image, &[1, entry, 52, 0, 0]);
-    halves(&mut image, &[52, 32, 1, 0, 0, 0]);
-    words(&mut image, &[1, 0, BASE, BASE, size, size, 7, 0x1000]);
-    words(&mut image, &[MAGIC, 0, MAGIC.wrapping_neg()]);
-    image.extend_from_slice(code);
-    image
 }
 
 /// Fails when a bound was not kept.
