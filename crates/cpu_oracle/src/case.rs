@@ -114,6 +114,10 @@ const PATTERN: usize = 512;
 /// Special values strewn over the data pages.
 const VALUES: usize = 128;
 
+/// [`Outcome::vector`] of a case that silicon did not end in time; the rest is what it was doing. No exception has
+/// this number.
+pub const ENDLESS: u8 = 0xff;
+
 /// Where a case ended and what it left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -146,6 +150,9 @@ pub struct Outcome {
 impl Outcome {
     /// The end in a line: the exception, and the general registers that are not zero, by number.
     pub fn summary(&self) -> String {
+        if self.vector == ENDLESS {
+            return format!("does not end, at {:#x}", self.rip);
+        }
         let registers = self.gprs.iter().enumerate().filter(|(_, value)| **value != 0);
         let registers: Vec<_> = registers.map(|(number, value)| format!("{number}: {value:x}")).collect();
         format!(

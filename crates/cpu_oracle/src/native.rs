@@ -4,11 +4,12 @@
 //! to their fixed addresses, loads vector state, segments, flags and registers, and jumps by IRETQ, which reaches
 //! every mode that user code has. Every way out is a signal; its handler copies the interrupted state from the
 //! signal frame and goes on behind the jump without returning through the kernel.
-//! A child, because the code may write to any address that its registers happen to hold. If the code kills it, or
-//! loops, that case has no outcome, and another child carries on behind it.
+//! A child, because the code may write to any address that its registers happen to hold. If the code kills it, that
+//! case has no outcome; if it loops, the outcome is where a timer found it ([`ENDLESS`]). Another child carries on
+//! behind it.
 #![expect(unsafe_code, reason = "executes arbitrary machine code in a child process")]
 
-use crate::case::{Case, Outcome, fill_initial};
+use crate::case::{Case, ENDLESS, Outcome, fill_initial};
 use crate::executor::Executor;
 use crate::slot::Slot;
 use crate::{CODE_ADDRESS, CODE_SIZE, DATA_ADDRESS, DATA_SIZE, XSAVE_SIZE, layout};
@@ -82,11 +83,15 @@ impl Native {
     fn child(&self, start: usize, count: usize) -> ! {
         let status = match prepare_child() {
             Ok(()) => {
-                for i in start..count {
+                let all_end = (start..count).all(|i| {
                     // SAFETY: slots are mapped and initialised; handlers and fixed pages are in place.
-                    unsafe { run_slot(self.slots.add(i)) };
-                }
-                0
+                    unsafe {
+                        run_slot(self.slots.add(i));
+                        // The timer has fired, and the next case needs one: in another child.
+                        !(*self.slots.add(i)).is_endless()
+                    }
+                });
+                if all_end { 0 } else { ENDLESS_CASE }
             }
             Err(_) => NOT_PREPARED,
         };
@@ -113,10 +118,14 @@ impl Executor for Native {
                 // SAFETY: as above; the child has ended.
                 let Some(outcome) = (unsafe { (*self.slots.add(outcomes.len())).outcome() }) else {
                     ensure!(!done, "the native child has skipped a case");
-                    outcomes.push(Err(anyhow!("the code does not end, or has killed its process")));
+                    outcomes.push(Err(anyhow!("the code has killed its process")));
                     break;
                 };
+                let endless = outcome.vector == ENDLESS;
                 outcomes.push(Ok(outcome));
+                if endless {
+                    break;
+                }
             }
         }
         Ok(outcomes)
@@ -125,8 +134,10 @@ impl Executor for Native {
 
 /// Exit status of a child that could not set itself up.
 const NOT_PREPARED: i32 = 77;
+/// Exit status of a child one of whose cases did not end.
+const ENDLESS_CASE: i32 = 78;
 
-/// Whether the child ended by itself.
+/// Whether the child has run all its cases.
 fn wait_for(child: libc::pid_t) -> Result<bool> {
     let mut status = 0;
     // SAFETY: waits for our own child.
@@ -185,7 +196,9 @@ fn prepare_child() -> Result<()> {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = vireo_oracle_signal as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-        for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+        let timers = [libc::SIGPROF, libc::SIGALRM];
+        let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
+        for signal in faults.into_iter().chain(timers) {
             libc::sigaction(signal, &raw const action, null_mut());
         }
     }
@@ -242,7 +255,7 @@ global_asm!(
 /// Offsets inside the signal frame's floating-point state: the kernel's own marker and features.
 const SW_RESERVED: usize = 464;
 
-extern "C" fn copy_state(_signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn copy_state(signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     const REGISTERS: [i32; 16] = [
         libc::REG_RAX,
         libc::REG_RCX,
@@ -274,7 +287,8 @@ extern "C" fn copy_state(_signal: i32, _info: *mut libc::siginfo_t, context: *mu
         slot.frame = [register(libc::REG_RIP), segments & 0xffff, register(libc::REG_EFL), 0, segments >> 48];
         slot.selectors = CHILD.selectors;
         (slot.fs_base, slot.gs_base) = (CHILD.fs_base, CHILD.gs_base);
-        slot.vector = register(libc::REG_TRAPNO);
+        let timed_out = signal == libc::SIGPROF || signal == libc::SIGALRM;
+        slot.vector = if timed_out { ENDLESS.into() } else { register(libc::REG_TRAPNO) };
         slot.error_code = register(libc::REG_ERR);
         slot.cr2 = register(libc::REG_CR2);
         save_vectors(context.uc_mcontext.fpregs.cast(), &mut slot.xsave);

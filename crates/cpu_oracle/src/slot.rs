@@ -1,6 +1,6 @@
 //! A case and its outcome in the fixed layout that the native child shares with its parent.
 
-use crate::case::{Case, Outcome, Selectors};
+use crate::case::{Case, ENDLESS, Outcome, Selectors};
 use crate::{CODE_SIZE, DATA_SIZE, XSAVE_SIZE, layout};
 
 /// What is loaded, and what is left. Offsets of the fields before `code` are known to the assembly in
@@ -39,6 +39,11 @@ impl Slot {
         case.fill_data(data);
         code.fill(0xf4);
         code[case.code_offset..][..case.code.len()].copy_from_slice(&case.code);
+    }
+
+    /// Whether a timer ended the case.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.vector == u64::from(ENDLESS)
     }
 
     /// The outcome; `None` if the child never got to it.

@@ -47,6 +47,19 @@ impl Popper {
         Ok((offset, selector))
     }
 
+    /// RSP and SS of IRET. Silicon checks their alignment by the AC that IRET has popped already; the fault shows the
+    /// flags from before.
+    fn pair_under(&mut self, cpu: &mut Cpu, popped: u64) -> Result<(u64, u16), Fault> {
+        let flags = cpu.rflags();
+        if cpu.cpl != 3 || self.size == 2 || popped & !flags & RFlags::AC.bits() == 0 {
+            return self.pair(cpu);
+        }
+        cpu.set_rflags(flags | RFlags::AC.bits());
+        let pair = self.pair(cpu);
+        cpu.set_rflags(flags);
+        pair
+    }
+
     fn pop(&mut self, cpu: &mut Cpu) -> Result<u64, Fault> {
         let offset = cpu.stack_offset(self.sp);
         self.sp = offset.wrapping_add(u64::from(self.size));
@@ -187,7 +200,7 @@ pub fn iret(cpu: &mut Cpu, insn: &Insn) -> Flow {
     let code = cpu.return_code_segment(selector)?;
     let outer = selector as u8 & 3 > cpu.cpl;
     let stack = if outer || cpu.long64 {
-        let (sp, ss) = popper.pair(cpu)?;
+        let (sp, ss) = popper.pair_under(cpu, flags)?;
         Some((cpu.return_stack_segment(ss, selector, code)?, sp))
     } else {
         None

@@ -123,21 +123,20 @@ fn selected<const SIZE: usize>(mask: &[u8; 32], length: u8) -> impl Iterator<Ite
     (0..usize::from(length.min(32))).step_by(SIZE).filter(|at| mask[at + SIZE - 1] & 0x80 != 0)
 }
 
-/// First and last selected byte, from the start of the vector. A span that is not canonical at both ends faults as a
-/// whole, before any of its pages.
+/// First and last selected byte, from the start of the vector. A span that is not canonical, or not within its segment's
+/// limits, at both ends faults as a whole, before any of its pages.
 fn span<const SIZE: usize>(
     cpu: &mut Cpu,
     insn: &Insn,
     base: u64,
     mask: &[u8; 32],
+    write: bool,
 ) -> Result<Option<[usize; 2]>, Fault> {
     let mut elements = selected::<SIZE>(mask, insn.extra);
     let Some(first) = elements.next() else { return Ok(None) };
     let ends = [first, elements.last().unwrap_or(first) + SIZE - 1];
-    if cpu.long64 {
-        for at in ends {
-            cpu.linear_of(insn.segment, element(cpu, base, at), 1, false)?;
-        }
+    for at in ends {
+        cpu.linear_of(insn.segment, element(cpu, base, at), 1, write)?;
     }
     Ok(Some(ends))
 }
@@ -146,7 +145,7 @@ fn load_elements<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Flow {
     checks::vector(cpu, true)?;
     let mask = cpu.vector.ymm[usize::from(insn.src & 15)];
     let base = cpu.address(insn);
-    span::<SIZE>(cpu, insn, base, &mask)?;
+    span::<SIZE>(cpu, insn, base, &mask, false)?;
     let mut value = [0; 32];
     for at in selected::<SIZE>(&mask, insn.extra) {
         let offset = element(cpu, base, at);
@@ -180,7 +179,7 @@ fn probe_selected<const SIZE: usize>(
     base: u64,
     mask: &[u8; 32],
 ) -> Result<(), Fault> {
-    for at in span::<SIZE>(cpu, insn, base, mask)?.into_iter().flatten() {
+    for at in span::<SIZE>(cpu, insn, base, mask, true)?.into_iter().flatten() {
         cpu.probe(insn.segment, element(cpu, base, at), 1, true)?;
     }
     Ok(())
