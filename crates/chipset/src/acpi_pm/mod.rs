@@ -4,6 +4,8 @@
 //! the FADT is port 0xcf9, which lives between the PCI configuration ports and is answered there.
 
 mod bits;
+#[cfg(test)]
+mod datasheet;
 mod device;
 mod state;
 #[cfg(test)]

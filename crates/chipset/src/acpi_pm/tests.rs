@@ -21,14 +21,14 @@ impl PowerEvents for Board {
     fn reset(&self) {}
 }
 
-struct Rig {
-    pm: Arc<AcpiPm>,
+pub(super) struct Rig {
+    pub(super) pm: Arc<AcpiPm>,
     board: Arc<Board>,
-    clock: Arc<ManualClock>,
-    timers: Arc<TimerQueue>,
+    pub(super) clock: Arc<ManualClock>,
+    pub(super) timers: Arc<TimerQueue>,
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let (board, clock) = (Arc::new(Board::default()), Arc::new(ManualClock::default()));
     let timers = TimerQueue::new(clock.clone());
     let pm = AcpiPm::new(IrqLine::new(board.clone(), SCI_GSI), board.clone(), Arc::clone(&timers));
@@ -36,20 +36,20 @@ fn rig() -> Rig {
 }
 
 impl Rig {
-    fn write(&self, port: u16, value: u16) {
+    pub(super) fn write(&self, port: u16, value: u16) {
         self.pm.write(0, u64::from(port) - PORT_BASE, &value.to_le_bytes());
     }
-    fn read(&self, port: u16) -> u16 {
+    pub(super) fn read(&self, port: u16) -> u16 {
         let mut data = [0; 2];
         self.pm.read(0, u64::from(port) - PORT_BASE, &mut data);
         u16::from_le_bytes(data)
     }
-    fn timer(&self) -> u32 {
+    pub(super) fn timer(&self) -> u32 {
         let mut data = [0; 4];
         self.pm.read(0, u64::from(PM_TIMER) - PORT_BASE, &mut data);
         u32::from_le_bytes(data)
     }
-    fn sci(&self) -> bool {
+    pub(super) fn sci(&self) -> bool {
         self.board.sci.load(Ordering::SeqCst)
     }
 }

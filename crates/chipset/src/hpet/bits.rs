@@ -44,5 +44,5 @@ pub const TIMER_CAPABILITIES: u64 = ROUTES << 32 | 1 << 5 | 1 << 4;
 
 /// Interrupts of timers 0 and 1 under legacy replacement (2.3.5, table 3).
 pub const LEGACY_GSIS: [u32; 2] = [0, 8];
-/// A periodic timer wakes the timer thread at most this often; periods in between fall together.
+/// A periodic timer of a shorter period wakes the timer thread this often; periods in between fall together.
 pub const MIN_PERIOD_NS: u64 = 50_000;

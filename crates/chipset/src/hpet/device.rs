@@ -22,6 +22,12 @@ impl Timer {
         if self.has(TIMER_32_BIT) { u32::MAX.into() } else { u64::MAX }
     }
 
+    /// Whether it is periodic and would wake the timer thread too often.
+    fn is_short(&self) -> bool {
+        let period = self.0.period & self.mask();
+        self.has(TIMER_PERIODIC) && period != 0 && period < MIN_PERIOD_NS / TICK_NS
+    }
+
     /// Ticks from a counter value until the comparator matches, at least 1, less one.
     fn distance(&self, counter: u64) -> u64 {
         self.0.comparator.wrapping_sub(counter).wrapping_sub(1) & self.mask()
@@ -194,8 +200,8 @@ impl Registers {
             let ticks = u128::from(timer.distance(counter)) + 1 + u128::from(counter.wrapping_sub(self.base));
             let at = u128::from(self.base_ns) + ticks * u128::from(TICK_NS);
             let at = u64::try_from(at).unwrap_or(u64::MAX);
-            let coalesced = if timer.has(TIMER_PERIODIC) { MIN_PERIOD_NS } else { 0 };
-            Some(at.max(now.saturating_add(coalesced)))
+            let apart = if timer.is_short() { MIN_PERIOD_NS } else { 0 };
+            Some(at.max(now.saturating_add(apart)))
         };
         (0..COUNT).filter(enabled).filter_map(deadline).min()
     }

@@ -2,6 +2,8 @@
 //! or level-triggered interrupts and legacy replacement. There is no FSB delivery.
 
 mod bits;
+#[cfg(test)]
+mod datasheet;
 mod device;
 mod state;
 #[cfg(test)]

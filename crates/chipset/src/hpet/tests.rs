@@ -9,15 +9,15 @@ impl InterruptSink for Log {
     }
 }
 
-struct Rig {
+pub(super) struct Rig {
     hpet: Arc<Hpet>,
     log: Arc<Log>,
-    legacy: Arc<Mutex<Vec<bool>>>,
+    pub(super) legacy: Arc<Mutex<Vec<bool>>>,
     clock: Arc<ManualClock>,
     timers: Arc<TimerQueue>,
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let (log, clock) = (Arc::new(Log::default()), Arc::new(ManualClock::default()));
     let legacy = Arc::new(Mutex::new(Vec::new()));
     let timers = TimerQueue::new(clock.clone());
@@ -27,22 +27,22 @@ fn rig() -> Rig {
 }
 
 impl Rig {
-    fn read(&self, offset: u64) -> u64 {
+    pub(super) fn read(&self, offset: u64) -> u64 {
         let mut data = [0; 8];
         self.hpet.read(0, offset, &mut data);
         u64::from_le_bytes(data)
     }
-    fn write(&self, offset: u64, value: u64) {
+    pub(super) fn write(&self, offset: u64, value: u64) {
         self.hpet.write(0, offset, &value.to_le_bytes());
     }
-    fn write32(&self, offset: u64, value: u32) {
+    pub(super) fn write32(&self, offset: u64, value: u32) {
         self.hpet.write(0, offset, &value.to_le_bytes());
     }
-    fn advance_ticks(&self, ticks: u64) {
+    pub(super) fn advance_ticks(&self, ticks: u64) {
         self.clock.advance(ticks * 10);
         self.timers.run_expired();
     }
-    fn log(&self) -> Vec<(u32, bool)> {
+    pub(super) fn log(&self) -> Vec<(u32, bool)> {
         std::mem::take(&mut self.log.0.lock())
     }
 }

@@ -7,6 +7,8 @@ pub const STATUS_SYSTEM: u8 = 1 << 2;
 pub const STATUS_COMMAND: u8 = 1 << 3;
 /// The keyboard lock is open.
 pub const STATUS_UNLOCKED: u8 = 1 << 4;
+/// The byte in the output buffer is the auxiliary device's (PS/2).
+pub const STATUS_AUX_OUTPUT: u8 = 1 << 5;
 
 // Commands (port 0x64, write).
 pub const READ_RAM: std::ops::RangeInclusive<u8> = 0x20..=0x3f;
@@ -40,6 +42,10 @@ pub const COMMAND_AUX_OFF: u8 = 1 << 5;
 // Output port.
 pub const OUTPUT_NOT_RESET: u8 = 1 << 0;
 pub const OUTPUT_A20: u8 = 1 << 1;
+/// The output buffer is full, by the keyboard's or the controller's byte (PS/2: the keyboard's interrupt).
+pub const OUTPUT_FULL: u8 = 1 << 4;
+/// The output buffer is full, by the auxiliary device's byte (PS/2: its interrupt).
+pub const OUTPUT_AUX_FULL: u8 = 1 << 5;
 
 // Port 0x92.
 pub const FAST_RESET: u8 = 1 << 0;

@@ -16,6 +16,7 @@ pub struct ResetRequest;
 pub struct Registers {
     ram: [u8; RAM],
     output: Option<u8>,
+    from_aux: bool,
     last: u8,
     command: Option<u8>,
     wrote_command: bool,
@@ -27,12 +28,26 @@ impl Registers {
     pub fn new() -> Self {
         let mut ram = [0; RAM];
         ram[0] = COMMAND_BYTE;
-        Registers { ram, output: None, last: 0, command: None, wrote_command: false, a20: true }
+        Registers {
+            ram,
+            output: None,
+            from_aux: false,
+            last: 0,
+            command: None,
+            wrote_command: false,
+            a20: true,
+        }
+    }
+
+    /// Puts a byte of the controller's or the keyboard's into the output buffer.
+    fn answer(&mut self, value: u8) {
+        (self.output, self.from_aux) = (Some(value), false);
     }
 
     /// Port 0x60.
     pub fn read_data(&mut self) -> u8 {
         self.last = self.output.take().unwrap_or(self.last);
+        self.from_aux = false;
         self.last
     }
 
@@ -42,6 +57,7 @@ impl Registers {
         bit(self.output.is_some(), STATUS_OUTPUT_FULL)
             | bit(self.ram[0] & COMMAND_SYSTEM != 0, STATUS_SYSTEM)
             | bit(self.wrote_command, STATUS_COMMAND)
+            | bit(self.from_aux, STATUS_AUX_OUTPUT)
             | STATUS_UNLOCKED
     }
 
@@ -58,7 +74,11 @@ impl Registers {
                 self.a20 = value & OUTPUT_A20 != 0;
                 return (value & OUTPUT_NOT_RESET == 0).then_some(ResetRequest);
             }
-            Some(WRITE_KEYBOARD_BUFFER | WRITE_AUX_BUFFER) => self.output = Some(value),
+            Some(WRITE_KEYBOARD_BUFFER) => self.answer(value),
+            Some(WRITE_AUX_BUFFER) => {
+                self.answer(value);
+                self.from_aux = true;
+            }
             // To the keyboard or the mouse.
             _ => {}
         }
@@ -71,7 +91,7 @@ impl Registers {
         self.command = None;
         match command {
             _ if READ_RAM.contains(&command) => {
-                self.output = self.ram.get(usize::from(command & 0x1f)).copied();
+                self.answer(self.ram.get(usize::from(command & 0x1f)).copied().unwrap_or(0));
             }
             _ if WRITE_RAM.contains(&command) => self.command = Some(command),
             WRITE_OUTPUT | WRITE_KEYBOARD_BUFFER | WRITE_AUX_BUFFER | WRITE_AUX => {
@@ -79,17 +99,21 @@ impl Registers {
             }
             SELF_TEST => {
                 self.ram[0] |= COMMAND_SYSTEM;
-                self.output = Some(SELF_TEST_PASSED);
+                self.answer(SELF_TEST_PASSED);
             }
-            TEST_KEYBOARD | TEST_AUX => self.output = Some(INTERFACE_STUCK),
+            TEST_KEYBOARD | TEST_AUX => self.answer(INTERFACE_STUCK),
             DISABLE_KEYBOARD => self.ram[0] |= COMMAND_KEYBOARD_OFF,
             ENABLE_KEYBOARD => self.ram[0] &= !COMMAND_KEYBOARD_OFF,
             DISABLE_AUX => self.ram[0] |= COMMAND_AUX_OFF,
             ENABLE_AUX => self.ram[0] &= !COMMAND_AUX_OFF,
-            READ_INPUT => self.output = Some(0x80),
+            READ_INPUT => self.answer(0x80),
             READ_OUTPUT => {
-                let full = if self.output.is_some() { 1 << 4 } else { 0 };
-                self.output = Some(OUTPUT_NOT_RESET | self.fast_a20() | full);
+                let full = match (self.output, self.from_aux) {
+                    (None, _) => 0,
+                    (Some(_), false) => OUTPUT_FULL,
+                    (Some(_), true) => OUTPUT_AUX_FULL,
+                };
+                self.answer(OUTPUT_NOT_RESET | self.fast_a20() | full);
             }
             _ if PULSE.contains(&command) => return (command & 1 == 0).then_some(ResetRequest),
             _ => {}
@@ -110,14 +134,15 @@ impl Registers {
 
     /// What is saved.
     pub fn save(&self) -> I8042State {
-        let Registers { ram, output, last, command, wrote_command, a20 } = *self;
-        I8042State { ram: ram.to_vec(), output, last, command, wrote_command, a20 }
+        let Registers { ram, output, from_aux, last, command, wrote_command, a20 } = *self;
+        I8042State { ram: ram.to_vec(), output, from_aux, last, command, wrote_command, a20 }
     }
 
     /// Saved registers; `None` if the RAM's size is another.
     pub fn restored(state: &I8042State) -> Option<Self> {
-        let I8042State { ref ram, output, last, command, wrote_command, a20 } = *state;
+        let I8042State { ref ram, output, from_aux, last, command, wrote_command, a20 } = *state;
         let ram = ram.as_slice().try_into().ok()?;
-        Some(Registers { ram, output, last, command, wrote_command, a20 })
+        let from_aux = from_aux && output.is_some();
+        Some(Registers { ram, output, from_aux, last, command, wrote_command, a20 })
     }
 }

@@ -3,6 +3,8 @@
 //! The A20 gate is kept and read back, but addresses are never masked.
 
 mod bits;
+#[cfg(test)]
+mod datasheet;
 mod device;
 mod state;
 #[cfg(test)]

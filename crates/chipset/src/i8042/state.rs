@@ -14,6 +14,9 @@ pub struct I8042State {
     pub ram: Vec<u8>,
     /// The answer that waits to be read.
     pub output: Option<u8>,
+    /// That answer is the auxiliary device's. Records from before this was told have none.
+    #[serde(default)]
+    pub from_aux: bool,
     /// The last byte read, which the port goes on showing.
     pub last: u8,
     /// The command that waits for its data.

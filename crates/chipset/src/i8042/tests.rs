@@ -10,26 +10,26 @@ impl PowerEvents for Resets {
     }
 }
 
-struct Rig {
+pub(super) struct Rig {
     i8042: Arc<I8042>,
     resets: Arc<Resets>,
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let resets = Arc::new(Resets::default());
     Rig { i8042: I8042::new(resets.clone()), resets }
 }
 
 impl Rig {
-    fn read(&self, window: usize) -> u8 {
+    pub(super) fn read(&self, window: usize) -> u8 {
         let mut data = [0];
         self.i8042.read(window, 0, &mut data);
         data[0]
     }
-    fn write(&self, window: usize, value: u8) {
+    pub(super) fn write(&self, window: usize, value: u8) {
         self.i8042.write(window, 0, &[value]);
     }
-    fn resets(&self) -> u32 {
+    pub(super) fn resets(&self) -> u32 {
         self.resets.0.load(Ordering::SeqCst)
     }
 }

@@ -4,6 +4,8 @@
 //! the end of interrupt, so processors must know which vectors to report.
 
 mod bits;
+#[cfg(test)]
+mod datasheet;
 mod device;
 mod state;
 #[cfg(test)]

@@ -8,13 +8,13 @@ impl MsiSink for Messages {
     }
 }
 
-struct Rig {
-    ioapic: Arc<IoApic>,
+pub(super) struct Rig {
+    pub(super) ioapic: Arc<IoApic>,
     messages: Arc<Messages>,
     vectors: Arc<Mutex<Vec<usize>>>,
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let (messages, vectors) = (Arc::new(Messages::default()), Arc::new(Mutex::new(Vec::new())));
     let told = Arc::clone(&vectors);
     let tell = move |level: &[bool; 256]| *told.lock() = (0..256).filter(|&v| level[v]).collect();
@@ -22,11 +22,11 @@ fn rig() -> Rig {
 }
 
 impl Rig {
-    fn write(&self, register: u8, value: u32) {
+    pub(super) fn write(&self, register: u8, value: u32) {
         self.ioapic.write(0, 0x00, &[register]);
         self.ioapic.write(0, 0x10, &value.to_le_bytes());
     }
-    fn read(&self, register: u8) -> u32 {
+    pub(super) fn read(&self, register: u8) -> u32 {
         self.ioapic.write(0, 0x00, &[register]);
         let mut data = [0; 4];
         self.ioapic.read(0, 0x10, &mut data);
@@ -36,7 +36,7 @@ impl Rig {
         self.write(0x11 + pin * 2, (value >> 32) as u32);
         self.write(0x10 + pin * 2, value as u32);
     }
-    fn take(&self) -> Vec<Msi> {
+    pub(super) fn take(&self) -> Vec<Msi> {
         std::mem::take(&mut self.messages.0.lock())
     }
 }

@@ -60,20 +60,22 @@ impl Chip {
         if chip.expects != 0 {
             return None;
         }
-        let mut serving = chip.isr;
         if chip.special_mask {
-            serving &= !chip.imr;
+            // Whatever is not in service itself may interrupt, whatever else is.
+            return self.best(chip.irr & !chip.imr & !self.blocking(chip.isr));
         }
         let request = self.best(chip.irr & !chip.imr)?;
-        if chip.icw4 & ICW4_FULLY_NESTED != 0 && request == CASCADE {
-            // The slave may interrupt its own service.
-            serving &= !(1 << CASCADE);
+        let mut serving = chip.isr;
+        if request == CASCADE {
+            serving = self.blocking(serving);
         }
         let busy = self.best(serving).map_or(8, |input| self.distance(input));
-        // In special mask mode whatever is not in service itself may interrupt.
-        let wins =
-            if chip.special_mask { serving & 1 << request == 0 } else { self.distance(request) < busy };
-        wins.then_some(request)
+        (self.distance(request) < busy).then_some(request)
+    }
+
+    /// Levels in service that keep themselves out: in special fully nested mode the slave may interrupt its own service.
+    fn blocking(&self, serving: u8) -> u8 {
+        if self.0.icw4 & ICW4_FULLY_NESTED != 0 { serving & !(1 << CASCADE) } else { serving }
     }
 
     /// Takes an input into service.

@@ -4,6 +4,8 @@
 //! [`Pic::acknowledge`].
 
 mod bits;
+#[cfg(test)]
+mod datasheet;
 mod device;
 mod state;
 #[cfg(test)]

@@ -1,17 +1,17 @@
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-const MASTER: usize = 0;
-const SLAVE: usize = 1;
-const ELCR: usize = 2;
+pub(super) const MASTER: usize = 0;
+pub(super) const SLAVE: usize = 1;
+pub(super) const ELCR: usize = 2;
 
-struct Rig {
-    pic: Arc<Pic>,
+pub(super) struct Rig {
+    pub(super) pic: Arc<Pic>,
     intr: Arc<AtomicBool>,
 }
 
 /// Controllers as a PC programs them: vectors 0x20 and 0x28.
-fn rig_with(icw4: u8) -> Rig {
+pub(super) fn rig_with(icw4: u8) -> Rig {
     let intr = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&intr);
     let pic = Pic::new(Box::new(move |level| seen.store(level, Ordering::SeqCst)));
@@ -25,24 +25,24 @@ fn rig_with(icw4: u8) -> Rig {
     rig
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     rig_with(0x01)
 }
 
 impl Rig {
-    fn write(&self, window: usize, offset: u64, value: u8) {
+    pub(super) fn write(&self, window: usize, offset: u64, value: u8) {
         self.pic.write(window, offset, &[value]);
     }
-    fn read(&self, window: usize, offset: u64) -> u8 {
+    pub(super) fn read(&self, window: usize, offset: u64) -> u8 {
         let mut data = [0];
         self.pic.read(window, offset, &mut data);
         data[0]
     }
-    fn pulse(&self, line: u8) {
+    pub(super) fn pulse(&self, line: u8) {
         self.pic.set_irq(line, true);
         self.pic.set_irq(line, false);
     }
-    fn intr(&self) -> bool {
+    pub(super) fn intr(&self) -> bool {
         self.intr.load(Ordering::SeqCst)
     }
     fn isr(&self, window: usize) -> u8 {

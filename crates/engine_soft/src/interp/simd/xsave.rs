@@ -336,19 +336,22 @@ fn xsave(cpu: &mut Cpu, insn: &Insn, form: Save, wide: bool) -> Flow {
 
 /// The checks of the header. Returns XSTATE_BV.
 fn header(cpu: &mut Cpu, insn: &Insn, offset: u64, supervisor: bool) -> Result<(u64, bool), Fault> {
-    // Silicon reads XCOMP_BV first, and with it finds and touches the last byte of what may be loaded.
+    // Silicon reads XCOMP_BV first. Components in it that nobody has are an error at once; then it finds and touches the
+    // last byte of what may be loaded.
     let layout = u64::from_le_bytes(get::<8>(cpu, insn, offset, HEADER + 8)?);
-    if requested(cpu) & AVX != 0 && (layout & COMPACTED == 0 || layout & AVX != 0) {
+    let compacted = layout & COMPACTED != 0;
+    let components = layout & !COMPACTED;
+    let known = cpu.xcr0 | if cpu.system.lenient_xrstor && !supervisor { HOST_COMPONENTS } else { 0 };
+    if compacted && components & !known != 0 {
+        return Err(cpu.gp(0));
+    }
+    if requested(cpu) & AVX != 0 && (!compacted || components & AVX != 0) {
         cpu.probe(insn.segment, piece(insn, offset, XSAVE_END - 1), 1, false)?;
     }
     let bytes = get::<64>(cpu, insn, offset, HEADER)?;
     let state = u64::from_le_bytes(field(&bytes, 0));
-    let layout = u64::from_le_bytes(field(&bytes, 8));
-    let compacted = layout & COMPACTED != 0;
     let valid = if compacted {
-        let components = layout & !COMPACTED;
-        let known = cpu.xcr0 | if cpu.system.lenient_xrstor && !supervisor { HOST_COMPONENTS } else { 0 };
-        components & !known == 0 && state & !(components & cpu.xcr0) == 0 && bytes[16..] == [0; 48]
+        state & !(components & cpu.xcr0) == 0 && bytes[16..] == [0; 48]
     } else {
         !supervisor && state & !cpu.xcr0 == 0 && bytes[8..24] == [0; 16]
     };
