@@ -308,3 +308,6 @@ fn add_virtio(
     add(builder, "console0".to_owned(), Box::new(ConsoleDevice(console.clone())), false)?;
     Ok(Some(console))
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,7 @@ impl Placer<'_> {
 }
 
 /// Writes all tables from `start` on and returns the address of the RSDP and the tables' end.
-pub(crate) fn write(memory: &GuestMemory, layout: &BoardLayout, start: u64) -> Result<(u64, u64), LoadError> {
+pub fn write(memory: &GuestMemory, layout: &BoardLayout, start: u64) -> Result<(u64, u64), LoadError> {
     let mut placer = Placer { memory, next: start };
     // The RSDP comes first, so that its place is on 16 bytes for those who search (5.2.5.1).
     let rsdp = placer.place(&[0; tables::RSDP_LEN])?;
