@@ -15,6 +15,7 @@ mod buffers;
 mod cache_mode;
 mod copy;
 mod error;
+mod faults;
 mod format;
 mod image;
 mod lock;
@@ -33,6 +34,7 @@ pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 pub use cache_mode::with_cache_mode;
 pub use copy::{CopyOptions, copy, extents, is_zero};
 pub use error::BlockError;
+pub use faults::{FaultOperation, FaultRule, Faulty};
 pub use format::{Driver, create, driver, drivers, open, open_backing, probe, referred_file, with_causes};
 pub use image::{
     BitmapInfo, Bitmaps, CheckReport, DiskImage, ImageInfo, ImageResult, Repair, SnapshotInfo, Snapshots,

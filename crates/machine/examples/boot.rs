@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         serial: String::new(),
         queues: 1,
         packed: false,
+        link: machine::DiskLink::reporting(),
     });
     let disks = disks.into_iter().collect();
     let settings = MachineSettings {

@@ -23,6 +23,7 @@ use guest_clock::{Entropy, TimerQueue};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
 use thiserror::Error;
+use virtio::blk::DiskLink;
 use virtio::console::{Console, ConsoleDevice};
 use virtio::{PciWiring, VirtioDevice, VirtioPci};
 
@@ -36,6 +37,8 @@ pub struct Disk {
     pub queues: u16,
     /// Whether the guest may use packed rings.
     pub packed: bool,
+    /// What becomes of errors, and how the guest learns of a new size.
+    pub link: Arc<DiskLink>,
 }
 
 /// What is on the board besides the chipset.
@@ -300,7 +303,7 @@ fn add_virtio(
     let entropy = virtio::entropy::Entropy::new(builder.around.entropy.clone());
     add(builder, "entropy0".to_owned(), Box::new(entropy), false)?;
     for (index, disk) in disks.into_iter().enumerate() {
-        let device = virtio::blk::Block::new(disk.backend, &disk.serial, disk.queues);
+        let device = virtio::blk::Block::linked(disk.backend, &disk.serial, disk.queues, disk.link);
         add(builder, format!("disk{index}"), Box::new(device), disk.packed)?;
     }
     let Some(backend) = console else { return Ok(None) };

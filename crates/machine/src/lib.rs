@@ -32,4 +32,5 @@ pub use life::{EngineAdvice, Machine, MachineError, MachineEvent, MachineSetting
 pub use loader::{BootSource, EntryProtocol};
 pub use moves::common_model;
 pub use saved::{MemoryRun, RestoreError, SavedMachine, SavedState};
+pub use virtio::blk::{DiskLink, ErrorAction, HostFailure};
 pub use virtio::console::Console;

@@ -1,6 +1,6 @@
 //! What a device type and its transport supply to each other.
 
-use crate::queue::{Chain, Queue, QueueError, Ticket};
+use crate::queue::{Chain, Queue, QueueError, RingState, Ticket};
 use device::{Record, SaveError};
 use guest_memory::GuestMemory;
 use std::sync::Weak;
@@ -72,6 +72,8 @@ pub struct Batch<'a> {
     recalled: &'a AtomicBool,
     left: u32,
     ended_early: bool,
+    /// The queue before the last request.
+    before: RingState,
 }
 
 impl<'a> Batch<'a> {
@@ -82,7 +84,8 @@ impl<'a> Batch<'a> {
         features: u64,
         recalled: &'a AtomicBool,
     ) -> Self {
-        Batch { queue, memory, features, recalled, left: BATCH_LEN, ended_early: false }
+        let before = queue.state();
+        Batch { queue, memory, features, recalled, left: BATCH_LEN, ended_early: false, before }
     }
 
     /// Guest memory.
@@ -105,7 +108,14 @@ impl<'a> Batch<'a> {
             return Ok(None);
         }
         self.left -= 1;
+        self.before = self.queue.state();
         self.queue.pop(self.memory)
+    }
+
+    /// The last request is as if it had not been popped: it is served again after the next pause, or when the driver
+    /// rings. No other was popped or given back since.
+    pub fn put_back(&mut self) {
+        *self.queue = Queue::new(self.before);
     }
 
     /// Gives a request back, with the number of bytes written to it.

@@ -82,7 +82,7 @@ impl DiskCache {
 
 /// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
 /// [,readonly=on|off][,serial=TEXT]
-/// [,queues=N][,packed=on|off]`, and the limits of [`ThrottleConfig`]; a comma of the path is written twice.
+/// [,queues=N][,packed=on|off][,rerror=report|ignore|stop|enospc][,werror=…][,inject=RULE]`, and the limits of [`ThrottleConfig`]; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
@@ -119,6 +119,41 @@ pub struct DiskConfig {
     /// Limits on requests and bytes a second.
     #[serde(default)]
     pub throttle: ThrottleConfig,
+    /// What becomes of reads that fail on the host; reported without a choice.
+    #[serde(default)]
+    pub rerror: Option<DiskErrorAction>,
+    /// What becomes of changes and flushes that fail on the host; [`DiskErrorAction::Enospc`] without a choice.
+    #[serde(default)]
+    pub werror: Option<DiskErrorAction>,
+    /// Errors and delays on demand, each a rule of `block::FaultRule`; for trying what a guest makes of them.
+    #[serde(default)]
+    pub inject: Vec<String>,
+}
+
+/// What becomes of requests that fail on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskErrorAction {
+    /// The guest sees an I/O error.
+    Report,
+    /// The guest sees success.
+    Ignore,
+    /// The machine pauses, and the request is done again when it resumes.
+    Stop,
+    /// As `Stop` if the host is out of space, else as `Report`.
+    Enospc,
+}
+
+impl DiskErrorAction {
+    fn named(name: &str) -> Result<Self, ConfigError> {
+        match name {
+            "report" => Ok(DiskErrorAction::Report),
+            "ignore" => Ok(DiskErrorAction::Ignore),
+            "stop" => Ok(DiskErrorAction::Stop),
+            "enospc" => Ok(DiskErrorAction::Enospc),
+            other => Err(ConfigError::value(OPTION, other, "known actions: report, ignore, stop, enospc")),
+        }
+    }
 }
 
 /// Most request queues of a disk.
@@ -170,7 +205,7 @@ fn split(text: &str) -> Vec<String> {
 
 /// The options that are no limits, for messages.
 const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
-                       discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off";
+                       discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off, rerror|werror=report|ignore|stop|enospc, inject=RULE";
 
 fn on_off(name: &'static str, value: &str) -> Result<bool, ConfigError> {
     match value {
@@ -211,6 +246,9 @@ impl DiskConfig {
                 self.queues = Some(value.parse().map_err(error)?);
             }
             "packed" => self.packed = on_off("packed", value)?,
+            "rerror" => self.rerror = Some(DiskErrorAction::named(value)?),
+            "werror" => self.werror = Some(DiskErrorAction::named(value)?),
+            "inject" => self.inject.push(value.to_owned()),
             limit => return self.throttle.set(limit, value),
         }
         Ok(true)
@@ -274,6 +312,7 @@ mod tests {
             ("a,queues=0", "1 to 16"),
             ("a,queues=many", "a number"),
             ("a,packed=1", "on or off"),
+            ("a,werror=panic", "report, ignore, stop, enospc"),
             ("a,serial=123456789012345678901", "at most 20"),
         ] {
             let error = text.parse::<DiskConfig>().unwrap_err().to_string();

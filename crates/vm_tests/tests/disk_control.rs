@@ -1,6 +1,10 @@
 //! What `vireo ctl` does with the disks of a running machine.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -24,6 +28,16 @@ impl<'a> Controlled<'a> {
         let mut machine = Controlled { material, vm, socket };
         machine.vm.wait_for("R", 60)?;
         Ok(machine)
+    }
+
+    /// The busybox guest with a disk, up to its first words about it.
+    fn boot(material: &'a Material, folder: &Path, words: &str, disk: &str) -> Result<Self> {
+        let socket = folder.join("ctl");
+        let text = socket.display().to_string();
+        let options = ["--engine", "software", "--disk", disk, "--control", &text];
+        let mut vm = material.boot(words, &options)?;
+        vm.wait_for("VIREO-BLOCK-SIZE", 240)?;
+        Ok(Controlled { material, vm, socket })
     }
 
     /// `vireo ctl`: its status, and what it said.
@@ -90,18 +104,154 @@ fn a_pause_waits_for_no_limit() -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let disk = format!("{},bps=8K", raw(folder.path(), "slow", 16 << 20)?);
-    let socket = folder.path().join("ctl");
-    let text = socket.display().to_string();
-    let options = ["--engine", "software", "--disk", &disk, "--control", &text];
     // Linux reads the disk when it finds it; the test reads 1 MiB of it, for which the limit takes minutes.
-    let mut vm = material.boot("vireo.test=block quiet", &options)?;
-    vm.wait_for("VIREO-BLOCK-SIZE", 240)?;
-    let machine = Controlled { material: &material, vm, socket };
+    let machine = Controlled::boot(&material, folder.path(), "vireo.test=block quiet", &disk)?;
     machine.answer(&["pause"])?;
     machine.answer(&["throttle", "disk0", "none"])?;
     machine.answer(&["resume"])?;
     let mut vm = machine.vm;
     vm.wait_for("VIREO-BLOCK-OK", 240)?;
     assert_eq!(vm.wait(60)?.code, Some(0));
+    Ok(())
+}
+
+/// What happens to a machine, from a connection of its own.
+struct Events(BufReader<UnixStream>);
+
+impl Events {
+    fn listen(socket: &Path) -> Result<Self> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(300)))?;
+        stream.write_all(b"{\"version\":1,\"command\":\"events\"}\n")?;
+        let mut events = Events(BufReader::new(stream));
+        events.next()?;
+        Ok(events)
+    }
+
+    fn next(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    fn wait_for(&mut self, event: &str) -> Result<Value> {
+        loop {
+            let next = self.next()?;
+            if next["event"] == event {
+                return Ok(next);
+            }
+            ensure!(next["event"] != "ended", "ended before {event}: {next}");
+        }
+    }
+}
+
+/// The numbers that `vireo.test=block` writes, as in `xtask/src/guests/init.sh`.
+fn numbers() -> Vec<u8> {
+    let numbers: String = (1..700_000).map(|number| format!("{number}\n")).collect();
+    numbers.into_bytes()[..4 << 20].to_vec()
+}
+
+/// A file system of our own in memory; unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// `None`, said on standard error, where the user may not mount.
+    fn mount(folder: PathBuf, size: &str) -> Result<Option<Self>> {
+        std::fs::create_dir(&folder)?;
+        let options = format!("size={size}");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&folder).output()?;
+        if !mounted.status.success() {
+            eprintln!("skipped: no right to mount a tmpfs: {}", String::from_utf8_lossy(&mounted.stderr));
+            return Ok(None);
+        }
+        Ok(Some(Tmpfs(folder)))
+    }
+
+    fn resize(&self, size: &str) -> Result<()> {
+        let options = format!("remount,size={size}");
+        ensure!(Command::new("mount").args(["-o", &options]).arg(&self.0).status()?.success());
+        Ok(())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// The file system below an image is full in the middle of the guest's writes: the machine stands, and when there is
+/// space again, it goes on as if nothing had been.
+#[test]
+fn a_full_host_pauses_the_machine_and_loses_nothing() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let Some(small) = Tmpfs::mount(folder.path().join("small"), "2m")? else { return Ok(()) };
+    let image = small.0.join("disk.qcow2").display().to_string();
+    ensure!(material.command(&["image", "create", "-q", "-f", "qcow2", &image, "16M"]).status()?.success());
+    let disk = format!("{image},format=qcow2");
+    let machine = Controlled::boot(&material, folder.path(), "vireo.test=block quiet", &disk)?;
+    let mut events = Events::listen(&machine.socket)?;
+    for _ in 0..2 {
+        // The second time the space is still missing.
+        let failure = events.wait_for("io-error")?;
+        assert_eq!((&failure["disk"], &failure["no_space"]), (&"disk0".into(), &true.into()), "{failure}");
+        let status = machine.ask(&["status"])?.1;
+        assert!(status.contains("paused (disk0: write failed"), "{status}");
+        machine.answer(&["resume"])?;
+    }
+    events.wait_for("io-error")?;
+    small.resize("32m")?;
+    machine.answer(&["resume"])?;
+    let mut vm = machine.vm;
+    vm.wait_for("VIREO-BLOCK-OK", 240)?;
+    assert_eq!(vm.wait(60)?.code, Some(0));
+    let copy = folder.path().join("copy.raw");
+    let qemu_img = |words: &[&str]| Command::new("qemu-img").args(words).status();
+    match qemu_img(&["check", "-q", &image]) {
+        Ok(checked) => {
+            ensure!(checked.success(), "qemu-img check: {checked}");
+            ensure!(qemu_img(&["convert", "-O", "raw", &image, &copy.display().to_string()])?.success());
+        }
+        Err(error) => {
+            eprintln!("without qemu-img as a second opinion: {error}");
+            let words = ["image", "convert", "-O", "raw", &image, &copy.display().to_string()];
+            ensure!(material.command(&words).status()?.success());
+        }
+    }
+    let content = std::fs::read(copy)?;
+    let written = content.get(1 << 20..5 << 20).unwrap_or_default();
+    assert!(content.len() == 16 << 20 && written == numbers(), "the disk does not hold what the guest wrote");
+    Ok(())
+}
+
+/// A failing disk by order: the operator resumes, and the guest never learns of it.
+#[test]
+fn injected_errors_stop_the_machine_until_it_is_resumed() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let path = raw(folder.path(), "disk", 16 << 20)?;
+    let rules = "inject=write:error=EIO:after=1:times=2,inject=read:error=EIO:at=300k-400k:times=1";
+    let disk = format!("{path},werror=stop,rerror=stop,{rules}");
+    let machine = Controlled::boot(&material, folder.path(), "vireo.test=block quiet", &disk)?;
+    let mut events = Events::listen(&machine.socket)?;
+    // The read may have been before there was anybody to listen.
+    let mut failures = 0;
+    while failures < 3 {
+        if machine.answer(&["status"])?["state"] == "paused" {
+            failures += 1;
+            let counts = machine.answer(&["disks"])?;
+            let sum = |name: &str| counts[0][name].as_u64().unwrap_or_default();
+            ensure!(sum("read-errors") + sum("write-errors") == failures, "{counts}");
+            machine.answer(&["resume"])?;
+        } else {
+            events.wait_for("io-error")?;
+        }
+    }
+    let mut vm = machine.vm;
+    vm.wait_for("VIREO-BLOCK-OK", 240)?;
+    assert_eq!(vm.wait(60)?.code, Some(0));
+    assert!(std::fs::read(path)?[1 << 20..5 << 20] == numbers());
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::control::protocol::{Command, EngineName, Event, Refusal, RefusalKind, Reply};
 use crate::stats::{Stats, Status};
-use machine::{EngineAdvice, MachineEvent};
+use machine::{EngineAdvice, HostFailure, MachineEvent};
 use serde_json::json;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -28,6 +28,13 @@ pub enum Request {
         command: Command,
         /// Takes the answer.
         reply: Sender<Reply>,
+    },
+    /// A request of a disk failed on the host, and the disk's policy is to pause.
+    DiskFailed {
+        /// The disk's name.
+        disk: String,
+        /// What failed.
+        failure: HostFailure,
     },
     /// The guest, or its processors, said something.
     Guest(MachineEvent),
@@ -77,7 +84,7 @@ pub trait Guest {
 
 /// Starts the guest and serves requests until the machine ends. The guest stands afterwards.
 pub fn drive(guest: &mut dyn Guest, requests: &Receiver<Request>, no_reboot: bool) -> Outcome {
-    let mut driver = Driver { guest, running: false, terminating: false, no_reboot };
+    let mut driver = Driver { guest, running: false, terminating: false, no_reboot, paused_by: None };
     driver.set_running(true);
     let outcome = loop {
         // Nobody left to ask for anything: nothing will ever end this machine but this.
@@ -96,6 +103,8 @@ struct Driver<'a> {
     running: bool,
     terminating: bool,
     no_reboot: bool,
+    /// The disk's failure that paused the machine.
+    paused_by: Option<String>,
 }
 
 impl Driver<'_> {
@@ -105,6 +114,7 @@ impl Driver<'_> {
         }
         self.running = running;
         if running {
+            self.paused_by = None;
             self.guest.resume();
         } else {
             self.guest.pause();
@@ -139,6 +149,7 @@ impl Driver<'_> {
                 let _ = reply.send(answer);
                 return outcome;
             }
+            Request::DiskFailed { disk, failure } => self.disk_failed(disk, failure),
             Request::Guest(event) => return self.guest_event(event),
         }
         None
@@ -147,7 +158,10 @@ impl Driver<'_> {
     fn obey(&mut self, command: Command) -> (Reply, Option<Outcome>) {
         let done = || Ok(json!({}));
         let answer = match command {
-            Command::Status {} => to_reply(self.guest.status(self.running)),
+            Command::Status {} => {
+                let status = self.guest.status(self.running);
+                to_reply(Status { paused_by: self.paused_by.clone(), ..status })
+            }
             Command::Stats {} => to_reply(self.while_standing(|guest| guest.stats())),
             Command::Pause {} => {
                 self.change_running(false);
@@ -181,6 +195,16 @@ impl Driver<'_> {
             self.set_running(running);
             self.guest.announce(if running { Event::Resumed } else { Event::Paused });
         }
+    }
+
+    /// The disk holds the request back until the machine was paused and resumes.
+    fn disk_failed(&mut self, disk: String, failure: HostFailure) {
+        let HostFailure { write, error, no_space } = failure;
+        tracing::warn!(disk, "the machine pauses: {error}");
+        let what = if write { "write" } else { "read" };
+        self.change_running(false);
+        self.paused_by = Some(format!("{disk}: {what} failed: {error}"));
+        self.guest.announce(Event::IoError { disk, write, no_space, error });
     }
 
     fn press_power_button(&mut self) {

@@ -39,7 +39,8 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     let model = CpuModel::named(&config.cpu)?;
     fatal::install()?;
     let signals = Signals::block()?;
-    let (disks, running_disks) = disks::open(config)?;
+    let (sender, requests) = channel();
+    let (disks, running_disks) = disks::open(config, &sender)?;
     let Chosen { engine, carrier, reason } = choose(config)?;
     tracing::info!(engine = %engine.kind(), reason, "engine chosen");
     let queue = Arc::new(OutputQueue::default());
@@ -65,7 +66,6 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
         },
     };
     let (machine, events) = Machine::new(settings)?;
-    let (sender, requests) = channel();
     // Sockets and files come last: whatever else is wrong leaves nothing behind.
     let listener = options.control.as_deref().map(Listener::bind).transpose()?;
     let serial = Console::open(&config.serial, queue, machine.serial().clone(), sender.clone())?;
@@ -182,6 +182,7 @@ impl Guest for RunningGuest<'_> {
             cpus: self.config.cpus,
             memory: self.config.memory.0,
             pid: std::process::id(),
+            paused_by: None,
         }
     }
 

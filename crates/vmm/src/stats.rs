@@ -35,6 +35,9 @@ pub struct Status {
     pub memory: u64,
     /// The process.
     pub pid: u32,
+    /// What paused it, if it was no person: a failed disk, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_by: Option<String>,
 }
 
 /// The counters.

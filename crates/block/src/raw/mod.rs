@@ -18,7 +18,7 @@ use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A file or block device: byte `n` of the disk is byte `n` of the file.
 ///
@@ -33,6 +33,8 @@ pub struct RawFile {
     keep_discarded: bool,
     /// The disk on its file system takes no space for zeros.
     regular: bool,
+    /// A flush failed: no later one can promise anything.
+    flush_failed: AtomicBool,
 }
 
 impl RawFile {
@@ -110,6 +112,7 @@ impl RawFile {
             growable: regular,
             keep_discarded: options.keep_discarded,
             regular,
+            flush_failed: AtomicBool::new(false),
         })
     }
 
@@ -272,7 +275,13 @@ impl BlockBackend for RawFile {
     }
 
     fn flush(&self) -> Result<()> {
-        self.file.sync_data()
+        if self.flush_failed.load(Ordering::Acquire) {
+            return Err(Error::other(
+                "an earlier flush failed, and what it lost is not known; open the disk again",
+            ));
+        }
+        // After a failed flush the host may take its pages for clean: another one would succeed without them.
+        self.file.sync_data().inspect_err(|_| self.flush_failed.store(true, Ordering::Release))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {

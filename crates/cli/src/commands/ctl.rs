@@ -129,8 +129,9 @@ pub fn run(arguments: &CtlArgs) -> Result<u8> {
 fn status_text(answer: Value) -> Result<String> {
     let status: Status = serde_json::from_value(answer.clone())?;
     let engine = status.engine.map_or_else(String::new, |engine| engine.to_string());
+    let paused_by = status.paused_by.map_or_else(String::new, |reason| format!(" ({reason})"));
     Ok(format!(
-        "name    {}\nstate   {}\nengine  {engine} ({})\ncpus    {}\nmemory  {}\npid     {}\n",
+        "name    {}\nstate   {}{paused_by}\nengine  {engine} ({})\ncpus    {}\nmemory  {}\npid     {}\n",
         status.name,
         answer["state"].as_str().unwrap_or_default(),
         status.engine_reason,
@@ -147,6 +148,10 @@ fn disks_text(disks: &[DiskReport]) -> String {
         let access = if disk.read_only { " read-only" } else { "" };
         let size = vm_config::ByteSize(disk.size);
         text += &format!("{} {} {size}{access} {}\n", disk.name, disk.format, disk.path.display());
+        if disk.read_errors + disk.write_errors > 0 {
+            text +=
+                &format!("  failed on the host: {} reads, {} writes\n", disk.read_errors, disk.write_errors);
+        }
         if !disk.limits.is_unlimited() {
             let group = disk.group.as_ref().map_or_else(String::new, |group| format!(" (group {group})"));
             text += &format!("  limits{group}: {}\n", vmm::disks::limits_text(&disk.limits));

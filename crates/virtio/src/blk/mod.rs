@@ -4,11 +4,13 @@
 //! RAM and the backend. With several queues, several requests are under way.
 
 pub mod bits;
+mod link;
 mod request;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub use link::{DiskLink, ErrorAction, HostFailure, OnStop};
 pub use state::BlockState;
 
 use crate::queue::QueueError;
@@ -26,6 +28,7 @@ use std::time::Duration;
 /// A disk.
 pub struct Block {
     backend: Arc<dyn BlockBackend>,
+    link: Arc<DiskLink>,
     id: [u8; ID_LEN],
     sizes: Vec<u16>,
     /// What the driver set by VIRTIO_BLK_F_CONFIG_WCE.
@@ -34,12 +37,18 @@ pub struct Block {
 
 impl Block {
     /// A disk with the given content and `queues` queues (1 to [`bits::QUEUES_MAX`]); of `serial`, the first 20 bytes
-    /// count.
+    /// count. Errors of the host are reported to the guest.
     pub fn new(backend: Arc<dyn BlockBackend>, serial: &str, queues: u16) -> Self {
+        Self::linked(backend, serial, queues, DiskLink::reporting())
+    }
+
+    /// The same, with a link of its own to whoever runs the machine.
+    pub fn linked(backend: Arc<dyn BlockBackend>, serial: &str, queues: u16, link: Arc<DiskLink>) -> Self {
+        link.connect(backend.size());
         let mut id = [0; ID_LEN];
         id.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
         let sizes = vec![QUEUE_SIZE; queues.clamp(1, bits::QUEUES_MAX).into()];
-        Block { backend, id, sizes, writeback: AtomicBool::new(true) }
+        Block { backend, link, id, sizes, writeback: AtomicBool::new(true) }
     }
 
     /// struct virtio_blk_config (virtio 5.2.4).
@@ -48,7 +57,7 @@ impl Block {
         let mut put = |at: usize, bytes: &[u8]| {
             space.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
         };
-        put(config::CAPACITY, &(self.backend.size() / SECTOR_SIZE).to_le_bytes());
+        put(config::CAPACITY, &(self.link.size() / SECTOR_SIZE).to_le_bytes());
         put(config::SIZE_MAX, &BUFFER_MAX.to_le_bytes());
         // Without header and status.
         put(config::SEG_MAX, &(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
@@ -107,7 +116,9 @@ impl VirtioDevice for Block {
     fn rest(&self) -> Duration {
         Duration::ZERO
     }
-    fn attach(&self, _transport: Weak<dyn Transport>) {}
+    fn attach(&self, transport: Weak<dyn Transport>) {
+        self.link.attach(transport);
+    }
     fn config_read(&self, offset: usize, data: &mut [u8]) {
         let space = self.config();
         data.fill(0);
@@ -125,26 +136,38 @@ impl VirtioDevice for Block {
         let features = batch.features();
         let disk = Disk {
             backend: self.backend.as_ref(),
+            link: self.link.as_ref(),
             id: &self.id,
             features,
             writeback: self.is_writeback(features),
             memory: batch.memory(),
         };
-        while let Some(chain) = batch.pop()? {
+        while !self.link.is_held()
+            && let Some(chain) = batch.pop()?
+        {
             let ticket = chain.ticket;
-            let written = disk.execute(chain)?;
-            batch.complete(ticket, written)?;
+            match disk.execute(chain)? {
+                Some(written) => batch.complete(ticket, written)?,
+                None => {
+                    batch.put_back();
+                    break;
+                }
+            }
         }
         Ok(())
     }
 
     fn pause(&self) {}
-    fn resume(&self) {}
+    fn resume(&self) {
+        self.link.release();
+    }
     fn reset(&self) {
+        // What failed was the old driver's request.
+        self.link.release();
         self.writeback.store(true, Ordering::SeqCst);
     }
     fn save(&self, name: &str) -> Result<Record, SaveError> {
-        let Block { backend, id: _, sizes: _, writeback } = self;
+        let Block { backend, link: _, id: _, sizes: _, writeback } = self;
         let state = BlockState { size: backend.size(), writeback: writeback.load(Ordering::SeqCst) };
         Record::new(name, KIND, VERSION, &state)
     }

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "disk data goes directly between guest RAM and the backend")]
 
 use super::bits::{ID_LEN, RANGE_SECTORS_MAX, RANGES_MAX, feature, request, status};
+use super::link::{DiskLink, ErrorAction};
 use crate::queue::{Buffer, Chain, QueueError};
 use block::{BlockBackend, SECTOR_SIZE};
 use guest_memory::GuestMemory;
@@ -13,6 +14,7 @@ const RANGE_LEN: usize = 16;
 /// What a request is executed on.
 pub(super) struct Disk<'a> {
     pub backend: &'a dyn BlockBackend,
+    pub link: &'a DiskLink,
     pub id: &'a [u8; ID_LEN],
     /// Negotiated.
     pub features: u64,
@@ -27,6 +29,38 @@ struct Range {
     unmap: bool,
 }
 
+/// Why a request has no success.
+enum Fault {
+    /// It is wrong in itself.
+    Guest(Error),
+    /// The host failed.
+    Host { write: bool, error: Error },
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::Guest(error)
+    }
+}
+
+impl Fault {
+    fn of_host(write: bool, error: Error) -> Self {
+        match error.kind() {
+            // What the back end cannot do at all, the guest has to know.
+            ErrorKind::Unsupported => Fault::Guest(error),
+            _ => Fault::Host { write, error },
+        }
+    }
+
+    fn read(error: Error) -> Self {
+        Fault::of_host(false, error)
+    }
+
+    fn write(error: Error) -> Self {
+        Fault::of_host(true, error)
+    }
+}
+
 fn bad(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidInput, what)
 }
@@ -38,46 +72,55 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 
 impl Disk<'_> {
     /// Executes a request and writes its status. Returns how many bytes were written from the start of the writable
-    /// part on: all with the status behind them, or as many as are sure (virtio 2.7.8.2).
+    /// part on: all with the status behind them, or as many as are sure (virtio 2.7.8.2). `None`: the host failed, and
+    /// the request is to be done again.
     ///
     /// # Errors
     /// When not even the status can be written.
-    pub fn execute(&self, mut chain: Chain) -> Result<u32, QueueError> {
+    pub fn execute(&self, mut chain: Chain) -> Result<Option<u32>, QueueError> {
         // A request without room for its status cannot be answered; it is given back as it is.
-        let Some(status_address) = chain.take_last_writable() else { return Ok(0) };
+        let Some(status_address) = chain.take_last_writable() else { return Ok(Some(0)) };
         self.memory.host_range(status_address, 1)?;
         let data_len = chain.writable_len();
         let (code, written) = match self.perform(&mut chain) {
             Ok(written) => (status::OK, written),
-            Err(error) if error.kind() == ErrorKind::Unsupported => (status::UNSUPPORTED, 0),
-            Err(error) => {
-                tracing::debug!("disk request failed: {error}");
+            Err(Fault::Guest(error)) if error.kind() == ErrorKind::Unsupported => (status::UNSUPPORTED, 0),
+            Err(Fault::Guest(error)) => {
+                tracing::debug!("wrong disk request: {error}");
                 (status::IO_ERROR, 0)
+            }
+            Err(Fault::Host { write, error }) => {
+                tracing::debug!("disk request failed: {error}");
+                match self.link.failed(write, &error) {
+                    ErrorAction::Stop => return Ok(None),
+                    ErrorAction::Ignore => (status::OK, if write { 0 } else { data_len }),
+                    ErrorAction::Report | ErrorAction::Enospc => (status::IO_ERROR, 0),
+                }
             }
         };
         self.memory.write(status_address, &[code])?;
         // The chain has at most 4 GiB, so the sum fits.
-        Ok((written + u64::from(written == data_len)) as u32)
+        Ok(Some((written + u64::from(written == data_len)) as u32))
     }
 
     /// Does what the header says; returns how many bytes were written to the start of the writable part.
-    fn perform(&self, chain: &mut Chain) -> IoResult<u64> {
+    fn perform(&self, chain: &mut Chain) -> Result<u64, Fault> {
         let mut header = [0; HEADER_LEN];
         let read = chain.read(self.memory, &mut header).map_err(|_| bad("header outside of RAM"))?;
         if read != HEADER_LEN {
-            return Err(bad("header cut off"));
+            return Err(bad("header cut off").into());
         }
         let sector = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
         match word(&header, 0) {
             request::READ => self.read(sector, chain.writable()),
             request::WRITE => self.write(sector, chain.readable()),
-            request::FLUSH => self.backend.flush().map(|()| 0),
+            request::FLUSH => self.backend.flush().map(|()| 0).map_err(Fault::write),
             request::GET_ID => {
                 let written = chain.write(self.memory, self.id).map_err(|_| bad("buffer outside of RAM"))?;
                 Ok(written as u64)
             }
             kind @ (request::DISCARD | request::WRITE_ZEROES) => self.change_ranges(kind, chain),
-            _ => Err(ErrorKind::Unsupported.into()),
+            _ => Err(Error::from(ErrorKind::Unsupported).into()),
         }
     }
 
@@ -99,8 +142,8 @@ impl Disk<'_> {
     }
 
     /// After a change: it is complete once it is on the disk, unless the driver asked for less.
-    fn write_through(&self) -> IoResult<()> {
-        if self.writeback { Ok(()) } else { self.backend.flush() }
+    fn write_through(&self) -> Result<(), Fault> {
+        if self.writeback { Ok(()) } else { self.backend.flush().map_err(Fault::write) }
     }
 
     fn host(&self, buffer: &Buffer) -> IoResult<(*mut u8, usize)> {
@@ -108,7 +151,7 @@ impl Disk<'_> {
         Ok((pointer.map_err(|_| bad("buffer outside of RAM"))?, buffer.len as usize))
     }
 
-    fn read(&self, sector: u64, buffers: &[Buffer]) -> IoResult<u64> {
+    fn read(&self, sector: u64, buffers: &[Buffer]) -> Result<u64, Fault> {
         let len = buffers.iter().map(|buffer| u64::from(buffer.len)).sum();
         let range = self.range(sector, len)?;
         let slice = |buffer| {
@@ -123,10 +166,10 @@ impl Disk<'_> {
         for buffer in buffers {
             self.memory.note_write(buffer.address, buffer.len.into());
         }
-        result.map(|()| len)
+        result.map(|()| len).map_err(Fault::read)
     }
 
-    fn write(&self, sector: u64, buffers: &[Buffer]) -> IoResult<u64> {
+    fn write(&self, sector: u64, buffers: &[Buffer]) -> Result<u64, Fault> {
         self.refuse_if_read_only()?;
         let range = self.range(sector, buffers.iter().map(|buffer| u64::from(buffer.len)).sum())?;
         let slice = |buffer| {
@@ -135,32 +178,33 @@ impl Disk<'_> {
             Ok(IoSlice::new(unsafe { std::slice::from_raw_parts(pointer, len) }))
         };
         let slices = buffers.iter().map(slice).collect::<IoResult<Vec<_>>>()?;
-        self.backend.write_at(range.offset, &slices)?;
+        self.backend.write_at(range.offset, &slices).map_err(Fault::write)?;
         self.write_through()?;
         Ok(0)
     }
 
     /// Discard and write zeroes (virtio 5.2.6.2): all ranges are looked at before the first is changed.
-    fn change_ranges(&self, kind: u32, chain: &mut Chain) -> IoResult<u64> {
+    fn change_ranges(&self, kind: u32, chain: &mut Chain) -> Result<u64, Fault> {
         let negotiated = match kind {
             request::DISCARD => feature::DISCARD,
             _ => feature::WRITE_ZEROES,
         };
         if self.features & negotiated == 0 {
-            return Err(ErrorKind::Unsupported.into());
+            return Err(Error::from(ErrorKind::Unsupported).into());
         }
         self.refuse_if_read_only()?;
         let len = chain.readable_len();
         let count = len / RANGE_LEN as u64;
         if !len.is_multiple_of(RANGE_LEN as u64) || !(1..=u64::from(RANGES_MAX)).contains(&count) {
-            return Err(bad("number of ranges"));
+            return Err(bad("number of ranges").into());
         }
         let ranges = (0..count).map(|_| self.read_range(kind, chain)).collect::<IoResult<Vec<_>>>()?;
         for Range { offset, len, unmap } in ranges.into_iter().filter(|range| range.len > 0) {
             match kind {
-                request::DISCARD => self.backend.discard(offset, len)?,
-                _ => self.backend.write_zeroes(offset, len, unmap)?,
+                request::DISCARD => self.backend.discard(offset, len),
+                _ => self.backend.write_zeroes(offset, len, unmap),
             }
+            .map_err(Fault::write)?;
         }
         self.write_through()?;
         Ok(0)

@@ -415,3 +415,143 @@ proptest! {
         prop_assert_eq!(carry_out(wish, &orders, true), carry_out(wish, &orders, false));
     }
 }
+
+/// A disk whose errors stop the machine, what was told, and its driver's queue.
+fn stoppable(disk: &Arc<MemoryDisk>, wish: Wish, link: &Arc<DiskLink>) -> (Bench, DriverQueue) {
+    let device = Block::linked(disk.clone(), "", 1, link.clone());
+    let bench = Bench::new(Box::new(device), false);
+    let queue = bench.start(wish, RINGS).remove(0);
+    (bench, queue)
+}
+
+fn told() -> (Arc<parking_lot::Mutex<Vec<HostFailure>>>, OnStop) {
+    let failures = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let to = failures.clone();
+    (failures, Box::new(move |failure| to.lock().push(failure)))
+}
+
+/// A request that failed is answered only after the machine paused, resumed, and the host does it: in all ring layouts,
+/// with others behind it, and on a machine that was moved meanwhile.
+#[test]
+fn a_request_that_stops_the_machine_is_done_after_it_resumed() {
+    for (packed, event_index, moved) in [
+        (false, false, false),
+        (false, true, false),
+        (true, true, false),
+        (true, false, true),
+        (false, true, true),
+    ] {
+        let disk = MemoryDisk::new(16);
+        let (failures, on_stop) = told();
+        let link = DiskLink::new(ErrorAction::Stop, ErrorAction::Enospc, on_stop);
+        let (mut bench, mut queue) = stoppable(&disk, Wish { packed, event_index, ..WISH }, &link);
+        *disk.failure.lock() = Some(ErrorKind::StorageFull);
+        let mut ids = Vec::new();
+        for at in 0..3_u64 {
+            let (header, data) = (HEADER + 32 * at, DATA + 512 * at);
+            put(&bench.memory, header, &request::WRITE.to_le_bytes());
+            put(&bench.memory, header + 8, &at.to_le_bytes());
+            put(&bench.memory, data, &[at as u8 + 1; 512]);
+            put(&bench.memory, STATUS + at, &[UNANSWERED]);
+            let pieces = [readable(header, 16), readable(data, 512), writable(STATUS + at, 1)];
+            ids.push(bench.offer(&mut queue, &pieces, None).unwrap());
+            bench.settle();
+        }
+        let failure = HostFailure { write: true, error: "no storage space".to_owned(), no_space: true };
+        assert_eq!(*failures.lock(), [failure]);
+        assert_eq!(queue.ring.take_used(&bench.memory), None);
+        // Still no space: it stops again.
+        bench.function.pause();
+        bench.function.resume();
+        bench.settle();
+        assert_eq!((failures.lock().len(), queue.ring.take_used(&bench.memory)), (2, None));
+        bench.function.pause();
+        if moved {
+            bench = bench.moved(Box::new(Block::new(disk.clone(), "", 1)), false);
+            bench.function.pause();
+        }
+        *disk.failure.lock() = None;
+        bench.function.resume();
+        bench.settle();
+        for (at, id) in ids.into_iter().enumerate() {
+            assert_eq!(queue.ring.take_used(&bench.memory), Some((id, 1)));
+            assert_eq!(get::<1>(&bench.memory, STATUS + at as u64), [status::OK]);
+            assert_eq!(disk.content.lock()[at * 512..at * 512 + 512], [at as u8 + 1; 512]);
+        }
+        assert_eq!((failures.lock().len(), link.errors()), (2, (0, 2)));
+    }
+}
+
+/// The table of actions in the book: what the guest sees of an error, and whether the machine stops.
+#[test]
+fn each_action_does_with_errors_what_the_book_says() {
+    use ErrorAction::{Enospc, Ignore, Report, Stop};
+    let full = ErrorKind::StorageFull;
+    for (action, error, seen) in [
+        (Report, full, Some(status::IO_ERROR)),
+        (Ignore, full, Some(status::OK)),
+        (Stop, ErrorKind::Other, None),
+        (Enospc, full, None),
+        (Enospc, ErrorKind::QuotaExceeded, None),
+        (Enospc, ErrorKind::Other, Some(status::IO_ERROR)),
+    ] {
+        for kind in [request::READ, request::WRITE, request::FLUSH, request::DISCARD, request::WRITE_ZEROES] {
+            let disk = MemoryDisk::new(16);
+            let (failures, on_stop) = told();
+            let other = if action == Report { Ignore } else { Report };
+            let (reads, writes) = if kind == request::READ { (action, other) } else { (other, action) };
+            let (bench, mut queue) = stoppable(&disk, WISH, &DiskLink::new(reads, writes, on_stop));
+            *disk.failure.lock() = Some(error);
+            put_header(&bench, kind, 0);
+            put_ranges(&bench, &[(0, 1, 0)]);
+            put(&bench.memory, STATUS, &[UNANSWERED]);
+            let body = match kind {
+                request::READ => Some(writable(DATA, 512)),
+                request::WRITE => Some(readable(DATA, 512)),
+                request::FLUSH => None,
+                _ => Some(readable(DATA, 16)),
+            };
+            let pieces: Vec<Piece> =
+                [Some(readable(HEADER, 16)), body, Some(writable(STATUS, 1))].into_iter().flatten().collect();
+            bench.offer(&mut queue, &pieces, None).unwrap();
+            bench.settle();
+            let answered = queue.ring.take_used(&bench.memory).map(|_| get::<1>(&bench.memory, STATUS)[0]);
+            assert_eq!(answered, seen, "{action:?} {error:?} request {kind}");
+            assert_eq!(failures.lock().len(), usize::from(seen.is_none()));
+        }
+    }
+}
+
+/// What the driver asks wrongly is its own affair, and a reset forgets what failed before.
+#[test]
+fn guest_errors_stop_no_machine_and_a_reset_lets_go() {
+    let disk = MemoryDisk::new(16);
+    let (failures, on_stop) = told();
+    let (bench, mut queue) =
+        stoppable(&disk, WISH, &DiskLink::new(ErrorAction::Stop, ErrorAction::Stop, on_stop));
+    assert_eq!(run(&bench, &mut queue, request::READ, 99, 0, 512).0, status::IO_ERROR);
+    assert_eq!(run(&bench, &mut queue, 77, 0, 0, 512).0, status::UNSUPPORTED);
+    assert!(failures.lock().is_empty());
+    *disk.failure.lock() = Some(ErrorKind::Other);
+    put_header(&bench, request::FLUSH, 0);
+    bench.offer(&mut queue, &[readable(HEADER, 16), writable(STATUS, 1)], None).unwrap();
+    bench.settle();
+    assert_eq!(failures.lock().len(), 1);
+    *disk.failure.lock() = None;
+    let mut queue = bench.start(WISH, RINGS).remove(0);
+    assert_eq!(run(&bench, &mut queue, request::WRITE, 0, 512, 0).0, status::OK);
+}
+
+#[test]
+fn a_new_size_is_told_with_an_interrupt() {
+    let disk = MemoryDisk::new(16);
+    let link = DiskLink::reporting();
+    let (bench, mut queue) = stoppable(&disk, WISH, &link);
+    let generation = bench.read(crate::pci::bits::COMMON + crate::pci::bits::common::GENERATION, 1);
+    disk.content.lock().resize(32 * 512, 0);
+    link.resized(32 * 512);
+    assert_eq!(bench.messages(), [0], "the configuration's vector");
+    assert_ne!(bench.read(crate::pci::bits::COMMON + crate::pci::bits::common::GENERATION, 1), generation);
+    assert_eq!(bench.config(0, 8), 32);
+    assert_eq!(run(&bench, &mut queue, request::WRITE, 31, 512, 0).0, status::OK);
+}

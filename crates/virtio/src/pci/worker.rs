@@ -79,6 +79,8 @@ impl Function {
             worker.work.lock().paused = false;
             worker.changed.notify_all();
         }
+        // A device may have put a request back, for which no driver rings again.
+        self.ring_all();
     }
 
     /// Ends the threads, each after the request it is at.

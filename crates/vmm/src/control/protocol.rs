@@ -120,6 +120,17 @@ pub enum Event {
         /// Which.
         engine: EngineName,
     },
+    /// A request of a disk failed on the host; the machine pauses, and does it again when it resumes.
+    IoError {
+        /// The disk.
+        disk: String,
+        /// It changes the disk, or makes changes durable.
+        write: bool,
+        /// The host is out of space.
+        no_space: bool,
+        /// The error in words.
+        error: String,
+    },
     /// The machine is no more; the last line.
     Ended {
         /// Why, in words.

@@ -5,21 +5,25 @@ mod running;
 pub use running::{DiskReport, RunningDisks, limits, limits_text};
 
 use crate::VmmError;
+use crate::driver::Request;
 use block::{
-    BackingPolicy, BlockBackend, BlockError, CacheMode, OpenOptions, RawFile, ThrottleGroup, Throttled,
+    BackingPolicy, BlockBackend, BlockError, CacheMode, FaultRule, Faulty, OpenOptions, RawFile,
+    ThrottleGroup, Throttled,
 };
-use machine::Disk;
+use machine::{Disk, DiskLink, ErrorAction};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use vm_config::{DiskCache, DiskConfig, DiskFormat, SerialConfig, VmConfig};
+use std::sync::mpsc::Sender;
+use vm_config::{DiskCache, DiskConfig, DiskErrorAction, DiskFormat, SerialConfig, VmConfig};
 
-/// Opens and locks the disks: for the machine, and for whoever wants something of them while it runs.
+/// Opens and locks the disks: for the machine, and for whoever wants something of them while it runs. Errors that stop
+/// the machine become requests.
 ///
 /// # Errors
 /// When one is not usable, or one file is asked for twice.
-pub fn open(config: &VmConfig) -> Result<(Vec<Disk>, RunningDisks), VmmError> {
+pub fn open(config: &VmConfig, requests: &Sender<Request>) -> Result<(Vec<Disk>, RunningDisks), VmmError> {
     one_role_each(config)?;
     let groups = Groups::new(config)?;
     let mut running = RunningDisks::default();
@@ -27,8 +31,9 @@ pub fn open(config: &VmConfig) -> Result<(Vec<Disk>, RunningDisks), VmmError> {
         let throttled = Arc::new(Throttled::new(open_one(disk)?, groups.of(disk)?));
         let serial = if disk.serial.is_empty() { format!("disk{index}") } else { disk.serial.clone() };
         let queues = disk.queues.unwrap_or_else(|| automatic_queues(config.cpus));
-        running.add(disk, throttled.clone());
-        Ok(Disk { backend: throttled, serial, queues, packed: disk.packed })
+        let link = link(disk, index, requests.clone());
+        running.add(disk, throttled.clone(), link.clone());
+        Ok(Disk { backend: throttled, serial, queues, packed: disk.packed, link })
     };
     let disks = config.disks.iter().enumerate().map(&mut open).collect::<Result<_, VmmError>>()?;
     Ok((disks, running))
@@ -59,6 +64,23 @@ impl<'a> Groups<'a> {
     }
 }
 
+fn link(disk: &DiskConfig, index: usize, requests: Sender<Request>) -> Arc<DiskLink> {
+    let action = |chosen: Option<DiskErrorAction>, otherwise| match chosen {
+        Some(DiskErrorAction::Report) => ErrorAction::Report,
+        Some(DiskErrorAction::Ignore) => ErrorAction::Ignore,
+        Some(DiskErrorAction::Stop) => ErrorAction::Stop,
+        Some(DiskErrorAction::Enospc) => ErrorAction::Enospc,
+        None => otherwise,
+    };
+    let reads = action(disk.rerror, ErrorAction::Report);
+    let writes = action(disk.werror, ErrorAction::Enospc);
+    let on_stop = move |failure| {
+        // Without a driver there is no machine either.
+        let _ = requests.send(Request::DiskFailed { disk: format!("disk{index}"), failure });
+    };
+    DiskLink::new(reads, writes, Box::new(on_stop))
+}
+
 fn group(limits: block::Limits) -> Result<Arc<ThrottleGroup>, VmmError> {
     ThrottleGroup::new(limits).map_err(|problem| BlockError::option("Limits of a disk", problem).into())
 }
@@ -85,6 +107,12 @@ fn open_one(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, VmmError> {
         DiskCache::WriteBack => CacheMode::WriteBack,
         DiskCache::WriteThrough => CacheMode::WriteThrough,
         DiskCache::Unsafe => CacheMode::Unsafe,
+    };
+    let backend = if disk.inject.is_empty() {
+        backend
+    } else {
+        let rules = disk.inject.iter().map(|rule| rule.parse::<FaultRule>());
+        Arc::new(Faulty::new(backend, rules.collect::<Result<_, _>>()?))
     };
     Ok(block::with_cache_mode(backend, mode))
 }
@@ -128,6 +156,7 @@ fn one_role_each(config: &VmConfig) -> Result<(), VmmError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc::channel;
 
     #[test]
     fn a_file_has_one_role_by_whatever_name() {
@@ -138,13 +167,15 @@ mod tests {
         std::os::unix::fs::symlink(path("a"), path("c")).unwrap();
         std::fs::write(path("d"), [0; 512]).unwrap();
         let disk = |name: &str| DiskConfig { path: path(name), ..DiskConfig::default() };
-        let refused = |config: VmConfig| matches!(open(&config), Err(VmmError::TwoRoles { .. }));
+        let refused =
+            |config: VmConfig| matches!(open(&config, &channel().0), Err(VmmError::TwoRoles { .. }));
         for other in ["b", "c"] {
             assert!(refused(VmConfig { disks: vec![disk("a"), disk(other)], ..VmConfig::default() }));
         }
         let serial = SerialConfig::File(path("c"));
         assert!(refused(VmConfig { disks: vec![disk("a")], serial, ..VmConfig::default() }));
         assert!(refused(VmConfig { kernel: Some(path("a")), disks: vec![disk("b")], ..VmConfig::default() }));
-        assert!(open(&VmConfig { disks: vec![disk("a"), disk("d")], ..VmConfig::default() }).is_ok());
+        let good = VmConfig { disks: vec![disk("a"), disk("d")], ..VmConfig::default() };
+        assert!(open(&good, &channel().0).is_ok());
     }
 }

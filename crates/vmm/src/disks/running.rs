@@ -2,6 +2,7 @@
 
 use crate::control::protocol::{Command, Refusal, RefusalKind, Reply};
 use block::{BlockBackend, Limits, Rate, Throttled};
+use machine::DiskLink;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
@@ -22,6 +23,12 @@ pub struct DiskReport {
     pub size: u64,
     /// The guest cannot write.
     pub read_only: bool,
+    /// Reads that failed on the host.
+    #[serde(default)]
+    pub read_errors: u64,
+    /// Changes and flushes that failed on the host.
+    #[serde(default)]
+    pub write_errors: u64,
     /// Limits of the disk and its group.
     pub limits: Limits,
     /// The group, if the disk shares its limits.
@@ -33,6 +40,7 @@ struct RunningDisk {
     name: String,
     config: DiskConfig,
     throttled: Arc<Throttled>,
+    link: Arc<DiskLink>,
 }
 
 /// All disks of a machine, in order.
@@ -40,9 +48,9 @@ struct RunningDisk {
 pub struct RunningDisks(Vec<RunningDisk>);
 
 impl RunningDisks {
-    pub(super) fn add(&mut self, config: &DiskConfig, throttled: Arc<Throttled>) {
+    pub(super) fn add(&mut self, config: &DiskConfig, throttled: Arc<Throttled>, link: Arc<DiskLink>) {
         let name = format!("disk{}", self.0.len());
-        self.0.push(RunningDisk { name, config: config.clone(), throttled });
+        self.0.push(RunningDisk { name, config: config.clone(), throttled, link });
     }
 
     /// While this holds, no request waits for its limits.
@@ -82,12 +90,15 @@ impl RunningDisks {
 
 impl RunningDisk {
     fn report(&self) -> DiskReport {
+        let (read_errors, write_errors) = self.link.errors();
         DiskReport {
             name: self.name.clone(),
             path: self.config.path.clone(),
             format: self.config.format.name().to_owned(),
             size: self.throttled.size(),
             read_only: self.throttled.is_read_only(),
+            read_errors,
+            write_errors,
             limits: self.throttled.group().limits(),
             group: self.config.throttle.group.clone(),
         }
