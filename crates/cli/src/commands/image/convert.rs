@@ -68,7 +68,9 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
             compress: arguments.compress,
             any_order: arguments.any_order,
             // What was never written in a container is decrypted to noise.
-            target_is_zero: !arguments.no_create && arguments.target_format.name != "luks",
+            target_is_zero: !arguments.no_create
+                && super::location(&arguments.target)?.is_none()
+                && arguments.target_format.name != "luks",
             find_zeros,
             progress: &|bytes| progress.add(bytes),
         };
@@ -83,8 +85,16 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
 fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<dyn DiskImage>> {
     let path: &Path = &arguments.target;
     let mut passphrase = folders.passphrase.clone();
+    if super::location(path)?.is_some() {
+        if !arguments.no_create && arguments.target_format.name != "raw" {
+            bail!("An image cannot be made on an NBD server; write into the one that is there with -n");
+        }
+        let open_options =
+            OpenOptions { backing: BackingPolicy::Anywhere, passphrase, ..OpenOptions::default() };
+        return open(path, Some(&arguments.target_format.name), &open_options);
+    }
     if !arguments.no_create {
-        if path.exists() && path.canonicalize()? == arguments.source.canonicalize()? {
+        if is_same_file(path, &arguments.source) {
             bail!("Source and target are the same file");
         }
         let mut options = folders.creating(size, &arguments.target_format.options)?;
@@ -98,4 +108,8 @@ fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<d
     }
     let open = OpenOptions { backing: BackingPolicy::Anywhere, passphrase, ..OpenOptions::default() };
     Ok(block::open(path, &arguments.target_format.name, &open)?)
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }

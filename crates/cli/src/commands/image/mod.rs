@@ -12,6 +12,7 @@ mod map;
 mod measure;
 mod progress;
 mod resize;
+mod serve;
 mod snapshot;
 
 use anyhow::{Context, Result, bail};
@@ -28,7 +29,10 @@ Examples:
   vireo image convert -p -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2
   vireo image check --repair all disk.qcow2
   vireo image create -f luks --key-file secret disk.luks 20G
-  vireo image convert --key-file secret -f luks disk.luks disk.raw")]
+  vireo image convert --key-file secret -f luks disk.luks disk.raw
+  vireo image convert -O qcow2 nbd://host/name disk.qcow2
+An image may be the export of an NBD server: nbd://HOST[:PORT]/NAME, nbd+unix:///NAME?socket=PATH, and with TLS
+nbds://HOST/NAME?tls-certificates=DIR. It is raw unless a format is said.")]
 pub struct ImageArgs {
     /// Directory in which backing files may be; repeat for several. Without: the directory of the image
     #[arg(long, value_name = "DIR", global = true)]
@@ -70,6 +74,8 @@ enum ImageCommand {
     Measure(measure::MeasureArgs),
     /// Copy blocks of an image (if=, of=, bs=, count=, skip=)
     Dd(dd::DdArgs),
+    /// Serve images to NBD clients
+    Serve(serve::ServeArgs),
     /// Change a persistent dirty bitmap
     Bitmap(bitmap::BitmapArgs),
 }
@@ -171,6 +177,7 @@ pub fn run(arguments: &ImageArgs) -> Result<u8> {
         ImageCommand::Compare(arguments) => compare::run(arguments, &folders),
         ImageCommand::Measure(arguments) => measure::run(arguments, &folders),
         ImageCommand::Dd(arguments) => dd::run(arguments, &folders),
+        ImageCommand::Serve(arguments) => serve::run(arguments, &folders),
         ImageCommand::Bitmap(arguments) => bitmap::run(arguments, &folders),
     }
 }
@@ -191,9 +198,20 @@ fn format_of(path: &Path, stated: Option<&str>) -> Result<String> {
     Ok(found.to_owned())
 }
 
+/// Opens a file, or an export whose NBD URI stands in its place.
 fn open(path: &Path, format: Option<&str>, options: &OpenOptions) -> Result<Arc<dyn DiskImage>> {
+    if let Some(location) = location(path)? {
+        let export = Arc::new(nbd::Client::connect(&location, options.read_only)?);
+        // What an export holds is most often a guest's disk: its first bytes decide nothing.
+        return Ok(block::driver(format.unwrap_or("raw"))?.open(export, path, options)?);
+    }
     let format = format_of(path, format)?;
     Ok(block::open(path, &format, options)?)
+}
+
+/// The export that an NBD URI names; `None` for a path.
+fn location(path: &Path) -> Result<Option<nbd::Location>> {
+    Ok(path.to_str().map(nbd::Location::parse).transpose()?.flatten())
 }
 
 /// A number of bytes.
