@@ -37,6 +37,10 @@ pub fn test(options: &TestOptions) -> Result<()> {
     }
     // The oracle of disk images and their locks.
     guests::need("qemu-img", "qemu-utils")?;
+    // Clients of our NBD server, and the maker of their certificates.
+    guests::need("nbdinfo", "libnbd-bin")?;
+    guests::need("fio", "fio")?;
+    guests::need("openssl", "openssl")?;
     // The oracle of our ACPI tables.
     guests::need("iasl", "acpica-tools")?;
     let nextest = command::is_installed("cargo-nextest");

@@ -86,7 +86,7 @@ impl DiskCache {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// File with the content.
+    /// File with the content, or the URI of an NBD export.
     pub path: PathBuf,
     /// How it is stored.
     #[serde(default)]

@@ -90,6 +90,9 @@ pub enum VmmError {
     /// A disk is not usable.
     #[error("The machine cannot have its disks")]
     Disk(#[from] block::BlockError),
+    /// A disk on an NBD server is not usable.
+    #[error("The machine cannot have its disks")]
+    Export(#[from] nbd::NbdError),
     /// No engine, or not this CPU model.
     #[error("The machine cannot have its processors")]
     Engine(#[from] engine::EngineError),
@@ -147,6 +150,7 @@ impl VmmError {
         match self {
             VmmError::Config(_)
             | VmmError::Disk(_)
+            | VmmError::Export(_)
             | VmmError::TwoRoles { .. }
             | VmmError::SocketTaken { .. }
             | VmmError::Socket { .. }

@@ -100,7 +100,7 @@ impl DiskImage for Qcow2 {
             filename: self.path.clone(),
             format: "qcow2".to_owned(),
             virtual_size: BlockBackend::size(self),
-            actual_size: actual_size(&self.path)?,
+            actual_size: actual_size(&self.path).unwrap_or(self.data.size()),
             cluster_size: Some(self.cluster()),
             encrypted: header.crypt_method != 0,
             dirty_flag: header.has(incompatible::DIRTY),

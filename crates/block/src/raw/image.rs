@@ -123,7 +123,7 @@ impl DiskImage for RawImage {
             filename: self.path.clone(),
             format: "raw".to_owned(),
             virtual_size: self.size(),
-            actual_size: actual_size(&self.path)?,
+            actual_size: actual_size(&self.path).unwrap_or(self.file.size()),
             ..ImageInfo::default()
         })
     }

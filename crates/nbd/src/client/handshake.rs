@@ -81,6 +81,8 @@ pub fn connect(location: &Location) -> std::result::Result<Offer, NbdError> {
     }
 }
 
+/// Kinds and data.
+type Replies = Vec<(u32, Vec<u8>)>;
 /// Size, flags, smallest block, longest request, structured replies, number of `base:allocation`.
 type Choice = (u64, u16, u32, u32, bool, Option<u32>);
 
@@ -121,7 +123,7 @@ impl Talk {
     }
 
     /// All replies before the acknowledgement; `None` when the server refuses.
-    fn ask(&mut self, option: u32, data: &[u8]) -> Result<Option<Vec<(u32, Vec<u8>)>>> {
+    fn ask(&mut self, option: u32, data: &[u8]) -> Result<Option<Replies>> {
         self.say(option, data)?;
         let mut replies = Vec::new();
         while replies.len() <= REPLIES_MAX {

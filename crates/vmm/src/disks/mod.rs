@@ -11,6 +11,7 @@ use block::{
     ThrottleGroup, Throttled,
 };
 use machine::{Disk, DiskLink, ErrorAction};
+use nbd::{Client, Location};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -98,10 +99,17 @@ fn open_one(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, VmmError> {
         keep_discarded: disk.keep_discarded,
         ..OpenOptions::default()
     };
-    let backend: Arc<dyn BlockBackend> = match disk.format {
+    let backend: Arc<dyn BlockBackend> = match (export(&disk.path)?, disk.format) {
+        (Some(location), format) => {
+            let client = Arc::new(Client::connect(&location, disk.readonly)?);
+            match format {
+                DiskFormat::Raw => client,
+                format => block::driver(format.name())?.open(client, &disk.path, &options)?,
+            }
+        }
         // A guest's disk keeps its size, which a raw image as a format does not.
-        DiskFormat::Raw => Arc::new(RawFile::open_disk(&disk.path, &options)?),
-        format => block::open(&disk.path, format.name(), &options)?,
+        (None, DiskFormat::Raw) => Arc::new(RawFile::open_disk(&disk.path, &options)?),
+        (None, format) => block::open(&disk.path, format.name(), &options)?,
     };
     let mode = match disk.cache {
         DiskCache::WriteBack => CacheMode::WriteBack,
@@ -115,6 +123,11 @@ fn open_one(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, VmmError> {
         Arc::new(Faulty::new(backend, rules.collect::<Result<_, _>>()?))
     };
     Ok(block::with_cache_mode(backend, mode))
+}
+
+/// The export that an NBD URI in the place of a path names.
+fn export(path: &Path) -> Result<Option<Location>, VmmError> {
+    Ok(path.to_str().map(Location::parse).transpose()?.flatten())
 }
 
 /// A queue a processor spares the guest's processors to wait for each other; each costs a thread.

@@ -1,6 +1,6 @@
 //! `vireo image check`.
 
-use super::{Output, format_of};
+use super::{Output, open};
 use anyhow::Result;
 use block::{BackingPolicy, OpenOptions, Repair};
 use clap::{Args, ValueEnum};
@@ -47,8 +47,7 @@ pub fn run(arguments: &CheckArgs) -> Result<u8> {
         for_check: true,
         ..OpenOptions::default()
     };
-    let format = format_of(&arguments.file, arguments.format.as_deref())?;
-    let image = block::open(&arguments.file, &format, &options)?;
+    let image = open(&arguments.file, arguments.format.as_deref(), &options)?;
     let report = image.check(repair)?;
     if arguments.output.is_json() {
         println!("{}", serde_json::to_string_pretty(&report)?);

@@ -1,6 +1,6 @@
 //! `vireo image info`.
 
-use super::{Folders, Output, format_of, human};
+use super::{Folders, Output, human, open};
 use anyhow::Result;
 use block::{BackingPolicy, DiskImage, ImageInfo, OpenOptions};
 use clap::Args;
@@ -50,8 +50,8 @@ pub fn run(arguments: &InfoArgs, folders: &Folders) -> Result<u8> {
 }
 
 fn chain(arguments: &InfoArgs, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
-    let format = format_of(&arguments.file, arguments.format.as_deref())?;
-    let mut image: Option<Arc<dyn DiskImage>> = Some(block::open(&arguments.file, &format, options)?);
+    let first = open(&arguments.file, arguments.format.as_deref(), options)?;
+    let mut image: Option<Arc<dyn DiskImage>> = Some(first);
     let mut infos = Vec::new();
     while let Some(current) = image {
         infos.push(current.info()?);

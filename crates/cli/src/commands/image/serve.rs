@@ -112,6 +112,7 @@ pub fn run(arguments: &ServeArgs, folders: &Folders) -> Result<u8> {
         Some(path) => Listener::unix(path)?,
         None => Listener::tcp(&arguments.bind, arguments.port)?,
     };
+    let pid_file = arguments.pid_file.as_deref().map(PidFile::write).transpose()?;
     if !arguments.quiet {
         let mut out = std::io::stdout().lock();
         for wish in &wishes {
@@ -119,7 +120,6 @@ pub fn run(arguments: &ServeArgs, folders: &Folders) -> Result<u8> {
         }
         out.flush()?;
     }
-    let pid_file = arguments.pid_file.as_deref().map(PidFile::write).transpose()?;
     let handle = signals.handle();
     let stop = server.clone();
     let watch = std::thread::spawn(move || {
