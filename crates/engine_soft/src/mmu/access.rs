@@ -193,6 +193,16 @@ impl Cpu {
         unsafe { *self.mmu.array.add(tlb::slot(linear)) }
     }
 
+    /// Whether `span` bytes at `linear` lie in one page that may be read, or written while nobody watches it, as far
+    /// as the TLB knows.
+    pub(crate) fn may_share(&self, linear: u64, span: u16, store: bool) -> bool {
+        let entry = self.entry(linear);
+        let page = if store { entry.write } else { entry.read };
+        // SAFETY: an entry's pointer is to the tracker of a region of `self.memory`, or a static.
+        let watched = || store && unsafe { (*entry.flags).load(Ordering::Relaxed) } != 0;
+        linear ^ page <= OFFSET + 1 - u64::from(span) && !watched()
+    }
+
     /// After a store through the current entry of `linear`.
     #[inline(always)]
     pub(super) fn stored(&mut self, linear: u64, len: usize) {

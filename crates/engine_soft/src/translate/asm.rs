@@ -283,6 +283,11 @@ impl Asm {
         self.raw(&[0xc1, 0xc0 | extension << 3 | reg & 7, count]);
     }
 
+    /// `rorx to, from, count` of 32 bits: keeps flags. Both registers are R8 to R15.
+    pub fn rorx32(&mut self, to: u8, from: u8, count: u8) {
+        self.raw(&[0xc4, 0x43, 0x7b, 0xf0, 0xc0 | (to & 7) << 3 | from & 7, count]);
+    }
+
     /// `test reg, imm32` of 32 bits.
     pub fn test_imm32(&mut self, reg: u8, value: u32) {
         self.rex(false, 0, 0, reg);

@@ -7,7 +7,8 @@
 use super::asm::{Asm, Label, S1, S2, cc};
 use super::dead::Remake;
 use super::flags::{FlagHome, FlagUse, flag_use, undefined_flags};
-use super::memory::Policy;
+use super::memory::{GuestAddress, Policy};
+use super::share::{PLAIN, Plan, Share};
 use super::shared::{EVENT_MASK, EVENTS};
 use super::thunks::{Exit, Thunks};
 use super::unit::{Entries, Link, Next, PAGE, Site};
@@ -54,12 +55,21 @@ pub(super) enum Cold {
         x87: Option<u16>,
         remake: Option<Remake>,
     },
+    /// The check of a group failed.
+    Share {
+        from: Label,
+        retry: Label,
+        start: GuestAddress,
+        share: Share,
+        x87: Option<u16>,
+        remake: Option<Remake>,
+    },
     /// Loads the vector registers.
     Vector { from: Label, back: Label, site: usize, level: u8, x87: Option<u16> },
     /// Loads the x87 registers.
     X87 { from: Label, back: Label, site: usize },
     /// A direct jump back in the page.
-    Back { from: Label, target: u16, flags: FlagHome },
+    Back { from: Label, target: u16, flags: FlagHome, remake: Option<Remake> },
     /// The way out of a link whose displacement is at `at`.
     Link { from: Label, at: u64, target: u16, flags: FlagHome },
     /// A direct jump out of the page.
@@ -81,9 +91,12 @@ pub(super) struct Context<'a> {
     pub thunks: Thunks,
     pub sites: &'a mut Vec<Site>,
     pub links: &'a mut Vec<Link>,
+    pub shares: &'a mut Vec<Share>,
+    /// Blocks are compared with the interpreter.
+    pub verified: bool,
     pub system: &'a SystemState,
     pub unit: u32,
-    /// Bytes of the page, as far as a block can reach.
+    /// Bytes of the page.
     pub page: &'a [u8; PAGE],
     pub generation: (u64, u32),
     /// Where code memory starts.
@@ -107,6 +120,8 @@ pub(super) struct Builder<'a> {
     pub remake: Option<Remake>,
     pub slow_remake: Option<Remake>,
     all_copied: bool,
+    /// Accesses that share checks.
+    pub shares: Plan,
     /// Level that the guest's vector registers were found at.
     pub vector: u8,
     /// Whether the guest's x87 registers were found to be the host's.
@@ -152,6 +167,7 @@ impl<'a> Builder<'a> {
             remake: None,
             slow_remake: None,
             all_copied: true,
+            shares: Plan::default(),
             vector: 0,
             x87_loaded: false,
             x87_last: None,
@@ -165,19 +181,19 @@ impl<'a> Builder<'a> {
     }
 
     /// Translates the block at `start` in the page. `None` if its first instruction crosses the page's end, or one
-    /// cannot be encoded with host registers: the interpreter runs them.
+    /// cannot be encoded with host registers: the interpreter runs them. With [`PLAIN`], no accesses share checks.
     pub fn build(mut self, start: u16) -> Option<Built> {
-        let (sites, links) = (self.context.sites.len(), self.context.links.len());
-        let instructions = self.decode(start);
-        let wish = self.wish(&instructions);
-        debug_assert_eq!(
-            instructions.first()?.ip() as u16,
-            start,
-            "a block starts with its first instruction"
-        );
-        let insns = u32::try_from(instructions.len()).ok().filter(|&count| count > 0)?;
+        let (sites, links, shares) =
+            (self.context.sites.len(), self.context.links.len(), self.context.shares.len());
+        let (plain, start) = (start & PLAIN != 0, start & !PLAIN);
+        self.instructions = self.decode(start);
+        self.plan(plain);
+        let wish = self.wish();
+        let first = self.instructions.first()?;
+        debug_assert_eq!(first.ip() as u16, start, "a block starts with its first instruction");
+        let insns = u32::try_from(self.instructions.len()).ok().filter(|&count| count > 0)?;
         // A block can be left at any branch, so what was undefined anywhere counts.
-        let undefined = instructions.iter().fold(0, |sum, i| sum | undefined_flags(i));
+        let undefined = self.instructions.iter().fold(0, |sum, i| sum | undefined_flags(i));
         let outer = self.outer_entry(start);
         let (saved, live);
         if wish != FlagHome::Saved {
@@ -193,8 +209,8 @@ impl<'a> Builder<'a> {
             self.flags = FlagHome::Saved;
         }
         let mut end = After::Next;
-        self.instructions = instructions;
         while let Some(i) = self.instructions.get(self.index).copied() {
+            self.see_stores();
             match self.stack_run() {
                 0 | 1 => end = self.instruction(&i),
                 count => self.translate_stack_run(count),
@@ -202,6 +218,7 @@ impl<'a> Builder<'a> {
             self.index += 1;
         }
         if end == After::Next {
+            self.see_stores();
             self.tell_x87();
             self.go_to(self.next);
         }
@@ -214,6 +231,7 @@ impl<'a> Builder<'a> {
         if self.failed {
             self.context.sites.truncate(sites);
             self.context.links.truncate(links);
+            self.context.shares.truncate(shares);
             return None;
         }
         self.asm.finish();
@@ -254,21 +272,23 @@ impl<'a> Builder<'a> {
     }
 
     /// Where the first thing that matters to the flags wants them; `Both` if it replaces them unseen.
-    fn wish(&self, instructions: &[Instruction]) -> FlagHome {
-        for i in instructions {
+    fn wish(&mut self) -> FlagHome {
+        for at in 0..self.instructions.len() {
+            let i = self.instructions[at];
             let plain = i.flow_control() == FlowControl::Next;
-            let vector = super::vector::is_known_form(i);
-            if plain && (vector || !super::copy::is_known(self.context.system, i)) {
+            let vector = super::vector::is_known_form(&i);
+            if plain && (vector || !super::copy::is_known(self.context.system, &i)) {
                 return FlagHome::Saved;
             }
             let memory = (0..i.op_count()).any(|at| i.op_kind(at) == iced_x86::OpKind::Memory);
             if memory && i.mnemonic() != iced_x86::Mnemonic::Lea || i.is_stack_instruction() {
                 return FlagHome::Saved;
             }
-            match flag_use(i) {
+            match flag_use(&i) {
                 FlagUse::None if plain => {}
                 FlagUse::None => return FlagHome::Saved,
                 FlagUse::Replaces => return FlagHome::Both,
+                FlagUse::Changes if self.flags_are_dead_behind(at) => return FlagHome::Both,
                 FlagUse::Reads | FlagUse::Changes => return FlagHome::Live,
             }
         }
@@ -359,17 +379,15 @@ impl<'a> Builder<'a> {
 
     /// After a store through a checked operand: the tracker is looked at.
     pub fn stored(&mut self, operand: &super::memory::HostOperand) {
+        if let Some(slot) = operand.group {
+            self.shares.unseen |= 1 << slot;
+        }
         let Some(mut tracker) = operand.tracker else { return };
         if operand.stashed {
             tracker = S1;
             self.asm.load_gs(S1, super::shared::ARGUMENT);
         }
-        let noted = self.asm.label();
-        self.check_tracker(tracker, noted);
-        let site = self.site();
-        let back = self.asm.mark();
-        let (flags, call, x87, remake) = (self.flags, self.call, self.x87_last, self.remake);
-        self.cold.push(Cold::Note { from: noted, site, back, flags, tracker, call, x87, remake });
+        self.look_at(tracker);
     }
 
     /// Accesses of an instruction's operands.
@@ -419,6 +437,14 @@ impl<'a> Builder<'a> {
                     self.asm.call_to(self.context.thunks.call_note);
                     self.back_to(back, flags);
                 }
+                Cold::Share { from, retry, start, share, x87, remake } => {
+                    self.asm.bind(from);
+                    self.tell_on_side_way(x87);
+                    if let Some(remake) = remake {
+                        self.emit_remake(&remake);
+                    }
+                    self.emit_share(retry, &start, share);
+                }
                 Cold::X87 { from, back, site } => self.emit_want_x87(from, back, site),
                 Cold::Vector { from, back, site, level, x87 } => {
                     self.asm.bind(from);
@@ -428,10 +454,10 @@ impl<'a> Builder<'a> {
                     self.asm.call_to(self.context.thunks.call_vector);
                     self.asm.jmp(back);
                 }
-                Cold::Back { from, target, flags } => {
+                Cold::Back { from, target, flags, remake } => {
                     self.asm.bind(from);
                     self.flags = flags;
-                    self.jump_back(target);
+                    self.jump_back(target, remake);
                 }
                 Cold::Link { from, at, target, flags } => {
                     self.asm.bind(from);

@@ -209,7 +209,7 @@ fn operands_known(i: &Instruction) -> bool {
 }
 
 /// Whether the memory operand must be reached atomically.
-fn is_locked(i: &Instruction) -> bool {
+pub(super) fn is_locked(i: &Instruction) -> bool {
     i.has_lock_prefix() || matches!(i.mnemonic(), Mnemonic::Xchg | Mnemonic::Cmpxchg16b)
 }
 
@@ -252,8 +252,15 @@ impl Builder<'_> {
                 }
                 operand::rename(&mut copied, &homed, &[S1, S2]);
                 self.before_flags(used);
-                self.with_homed(&copied, &homed, &[S1, S2]);
+                let from = self.asm.bytes.len();
+                match operand::at_home(i, &homed) {
+                    Some(at_home) => self.encode(&at_home),
+                    None => self.with_homed(&copied, &homed, &[S1, S2]),
+                }
                 self.flags_after(used);
+                if homed.len() < 2 {
+                    self.keep_addend(from);
+                }
             }
             Some(at) => {
                 if homed.len() > 1 {
@@ -292,9 +299,13 @@ impl Builder<'_> {
         }
         operand.apply(&mut copied);
         operand::rename(&mut copied, homed, &scratch);
+        let from = self.asm.bytes.len();
         self.before_flags(used);
         self.with_homed(&copied, homed, &scratch);
         self.flags_after(used);
+        if homed.is_empty() || scratch[0] == S1 {
+            self.keep_addend(from);
+        }
         self.stored(operand);
     }
 

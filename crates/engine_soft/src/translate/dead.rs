@@ -9,10 +9,10 @@
 
 use super::asm::{S1, S2};
 use super::block::Builder;
-use super::flags::{FlagUse, flag_use};
+use super::flags::{FlagHome, FlagUse, flag_use};
 use super::memory::GuestAddress;
 use super::operand::{self, Place};
-use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 /// How far to look ahead, in instructions.
 const HORIZON: usize = 24;
@@ -28,8 +28,8 @@ pub(super) enum Remake {
     Test(u8, u8),
 }
 
-/// Whether an instruction may call the interpreter or report a store.
-fn may_call(i: &Instruction) -> bool {
+/// Whether an instruction reaches memory.
+pub(super) fn has_access(i: &Instruction) -> bool {
     let memory = (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Memory);
     memory && !matches!(i.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) || i.is_stack_instruction()
 }
@@ -71,6 +71,11 @@ fn remake_of(i: &Instruction) -> Option<(Remake, [Register; 2])> {
 }
 
 impl Builder<'_> {
+    /// Whether an instruction may call the interpreter or report a store.
+    fn may_call(&self, at: usize) -> bool {
+        self.instructions.get(at).is_some_and(has_access) && !self.shares.is_covered(at, self.index)
+    }
+
     /// Whether an instruction is certainly copied, and is no vector instruction.
     fn is_surely_copied(&mut self, i: &Instruction) -> bool {
         if i.is_stack_instruction() {
@@ -90,12 +95,44 @@ impl Builder<'_> {
 
     /// Whether all flags are replaced behind the current instruction before anybody can see them.
     pub fn flags_are_dead(&mut self) -> bool {
-        if self.instructions.get(self.index).is_none_or(|i| may_call(i) || i.rflags_read() != 0) {
+        self.flags_are_dead_behind(self.index)
+    }
+
+    /// As [`Builder::flags_are_dead`], for any instruction.
+    pub fn flags_are_dead_behind(&mut self, index: usize) -> bool {
+        if self.may_call(index) || self.instructions.get(index).is_none_or(|i| i.rflags_read() != 0) {
             return false;
         }
-        for at in self.index + 1..self.instructions.len().min(self.index + HORIZON) {
+        for at in index + 1..self.instructions.len().min(index + HORIZON) {
             let i = self.instructions[at];
-            if may_call(&i) || i.rflags_read() != 0 || !self.is_surely_copied(&i) {
+            if self.may_call(at) || i.rflags_read() != 0 || !self.is_surely_copied(&i) {
+                return false;
+            }
+            if flag_use(&i) == FlagUse::Replaces {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// How a jump back in the page can make the flags again if it has to be left there; `None` also if the flags
+    /// matter at its target.
+    pub fn remake_for_jump(&mut self, target: u16) -> Option<Remake> {
+        if self.flags != FlagHome::Live || !self.are_dead_at(target) {
+            return None;
+        }
+        let made = self.made?;
+        let (remake, inputs) = remake_of(self.instructions.get(made)?)?;
+        (made + 1..self.index).all(|at| !self.writes_any(at, inputs)).then_some(remake)
+    }
+
+    /// Whether the code at an address in the page replaces all flags before anybody can see them.
+    fn are_dead_at(&mut self, target: u16) -> bool {
+        let page = self.context.page;
+        let bytes = page.get(usize::from(target)..).unwrap_or_default();
+        for i in Decoder::with_ip(64, bytes, u64::from(target), DecoderOptions::NONE).iter().take(HORIZON / 4)
+        {
+            if has_access(&i) || i.rflags_read() != 0 || !self.is_surely_copied(&i) {
                 return false;
             }
             if flag_use(&i) == FlagUse::Replaces {
@@ -112,7 +149,7 @@ impl Builder<'_> {
         let mut changed = (made + 1..self.index).any(|at| self.writes_any(at, inputs));
         for at in self.index..self.instructions.len().min(self.index + HORIZON) {
             let i = self.instructions[at];
-            if i.rflags_read() != 0 || !self.is_surely_copied(&i) || may_call(&i) && changed {
+            if i.rflags_read() != 0 || !self.is_surely_copied(&i) || self.may_call(at) && changed {
                 return None;
             }
             match flag_use(&i) {
@@ -121,7 +158,7 @@ impl Builder<'_> {
                 FlagUse::Reads | FlagUse::Changes => return None,
             }
             changed |= self.writes_any(at, inputs);
-            if may_call(&i) && changed {
+            if self.may_call(at) && changed {
                 return None;
             }
         }

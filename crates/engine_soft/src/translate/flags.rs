@@ -6,7 +6,7 @@
 //! when a block is translated. So flags are exact at every instruction, also at one that faults.
 
 use super::asm::{RAX, RCX, S1, S2};
-use super::block::Builder;
+use super::block::{Builder, Cold};
 use super::shared::{FLAGS, SPARE_RAX};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
@@ -156,6 +156,16 @@ impl Builder<'_> {
             self.made = (used == FlagUse::Replaces).then_some(self.index);
             self.remake = None;
         }
+    }
+
+    /// Looks at the tracker byte that `tracker` points to after the current site's store.
+    pub fn look_at(&mut self, tracker: u8) {
+        let noted = self.asm.label();
+        self.check_tracker(tracker, noted);
+        let site = self.site();
+        let back = self.asm.mark();
+        let (flags, call, x87, remake) = (self.flags, self.call, self.x87_last, self.remake);
+        self.cold.push(Cold::Note { from: noted, site, back, flags, tracker, call, x87, remake });
     }
 
     /// Looks at the tracker byte that `tracker` points to, after a store, without touching live flags.

@@ -63,19 +63,20 @@ impl Want {
 }
 
 /// A guest address: where it comes from, before any check.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct GuestAddress {
     /// Guest register numbers.
-    base: Option<u8>,
-    index: Option<u8>,
-    scale: u8,
-    disp: i32,
+    pub base: Option<u8>,
+    pub index: Option<u8>,
+    /// log2 of what the index is multiplied with.
+    pub scale: u8,
+    pub disp: i32,
     /// The displacement counts from the page of the running code.
-    in_page: bool,
+    pub in_page: bool,
     /// FS or GS.
-    segment: Option<u8>,
+    pub segment: Option<u8>,
     /// 64-bit address size.
-    wide: bool,
+    pub wide: bool,
 }
 
 impl GuestAddress {
@@ -128,7 +129,7 @@ impl GuestAddress {
     }
 
     /// The host register of a plain `[base + disp]`.
-    fn plain_base(&self) -> Option<u8> {
+    pub fn plain_base(&self) -> Option<u8> {
         let base = self.base.filter(|_| self.wide && self.index.is_none() && self.segment.is_none())?;
         match place(super::operand::wide(base)) {
             Place::Host(host) => Some(host),
@@ -147,6 +148,8 @@ pub(super) struct HostOperand {
     pub tracker: Option<u8>,
     /// Whether it waits in `Shared::argument` instead.
     pub stashed: bool,
+    /// For stores that share a check: the slot of the pointer to the tracker byte.
+    pub group: Option<u8>,
 }
 
 impl HostOperand {
@@ -196,23 +199,45 @@ impl Builder<'_> {
 
     /// Effective address of LEA into `to`.
     pub fn effective(&mut self, at: &GuestAddress, to: u8, wide: bool) {
+        let host = |guest: Option<u8>| match guest.map(|guest| place(super::operand::wide(guest))) {
+            None => Some(None),
+            Some(Place::Host(host)) => Some(Some(host)),
+            Some(Place::Home) => None,
+        };
+        if let (Some(base), Some(index), false) = (host(at.base), host(at.index), at.in_page) {
+            let from = self.asm.bytes.len();
+            let address = Address { base, index, scale: at.scale, disp: at.disp };
+            self.asm.lea_full(to, address, at.wide && wide);
+            self.keep_addend(from);
+            return;
+        }
         let plain = GuestAddress { segment: None, ..*at };
         self.linear(&plain);
         if wide { self.asm.mov(to, S1) } else { self.asm.mov32(to, S1) }
     }
 
     /// Makes the access of `size` bytes at a guest address possible, or leaves the instruction to the
-    /// interpreter. Flags are saved afterwards and not in RFLAGS.
+    /// interpreter. Flags are saved afterwards and not in RFLAGS, unless the access shares the check of another.
     pub fn check(&mut self, at: &GuestAddress, size: u32, want: Want) -> HostOperand {
         match self.policy {
-            Policy::Table => self.check_table(at, size, want),
+            Policy::Table => match self.shared(at, size, want) {
+                Some(operand) => operand,
+                None => self.check_table(at, size, want),
+            },
             Policy::Offset(offset) => {
                 self.linear(at);
-                HostOperand { base: S1, index: None, disp: offset, tracker: None, stashed: false }
+                HostOperand {
+                    base: S1,
+                    index: None,
+                    disp: offset,
+                    tracker: None,
+                    stashed: false,
+                    group: None,
+                }
             }
             Policy::Identity => {
                 self.linear(at);
-                HostOperand { base: S1, index: None, disp: 0, tracker: None, stashed: false }
+                HostOperand { base: S1, index: None, disp: 0, tracker: None, stashed: false, group: None }
             }
         }
     }
@@ -224,11 +249,8 @@ impl Builder<'_> {
         let store = want.store;
         let page = if store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) } as i32;
         let (addend, tracker) = (offset_of!(TlbEntry, addend) as i32, offset_of!(TlbEntry, flags) as i32);
+        self.find_entry();
         let a = &mut self.asm;
-        a.mov32(S2, S1);
-        a.shift(5, S2, 12 - ENTRY_SHIFT, false);
-        a.and_imm32(S2, ((TLB_SIZE - 1) << ENTRY_SHIFT) as i32);
-        a.alu_gs(Alu::Add, S2, TLB);
         a.alu_rm(Alu::Xor, S1, S2, page);
         a.cmp_imm(S1, OFFSET as i32 + 1 - size as i32);
         a.jcc(cc::A, slow);
@@ -244,14 +266,42 @@ impl Builder<'_> {
             }
             a.alu_rm(Alu::Mov, S2, S2, addend);
             let tracker = store.then_some(S1);
-            return HostOperand { base, index: Some(S2), disp: at.disp, tracker, stashed: false };
+            return HostOperand {
+                base,
+                index: Some(S2),
+                disp: at.disp,
+                tracker,
+                stashed: false,
+                group: None,
+            };
         }
         a.alu_rm(Alu::Xor, S1, S2, page);
         a.alu_rm(Alu::Add, S1, S2, addend);
         if store {
             a.alu_rm(Alu::Mov, S2, S2, tracker);
         }
-        HostOperand { base: S1, index: None, disp: 0, tracker: store.then_some(S2), stashed: false }
+        HostOperand {
+            base: S1,
+            index: None,
+            disp: 0,
+            tracker: store.then_some(S2),
+            stashed: false,
+            group: None,
+        }
+    }
+
+    /// Points [`S2`] to the TLB entry of the linear address in [`S1`].
+    pub fn find_entry(&mut self) {
+        const SHIFT: u8 = 12 - ENTRY_SHIFT;
+        let a = &mut self.asm;
+        if self.context.thunks.bmi2 {
+            a.rorx32(S2, S1, SHIFT);
+        } else {
+            a.mov32(S2, S1);
+            a.shift(5, S2, SHIFT, false);
+        }
+        a.and_imm32(S2, ((TLB_SIZE - 1) << ENTRY_SHIFT) as i32);
+        a.alu_gs(Alu::Add, S2, TLB);
     }
 
     /// Frees the register of the tracker pointer, or any, of a checked operand.

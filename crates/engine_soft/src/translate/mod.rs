@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`block`] | translation of one block: decoding, slow ways |
 //! | [`copy`], [`vector`], [`mod@x87`], [`transfer`], [`stack`] | instructions that are copied; branches, calls; stack |
-//! | [`memory`] | the check of each memory operand |
+//! | [`memory`], [`share`] | the check of memory operands, of one or of several at once |
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
 //! | [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
 //! | [`thunks`], [`runtime`] | ways in and out, calls to the interpreter |
@@ -41,6 +41,7 @@ mod jumps;
 mod memory;
 mod operand;
 mod runtime;
+mod share;
 pub(crate) mod shared;
 mod stack;
 mod stats;
@@ -59,9 +60,10 @@ use crate::cpu::{Cpu, Fault, Stop};
 use crate::decode::{self, Decoded};
 use crate::insn::Insn;
 use crate::system::SystemState;
-use block::{Builder, Context, LONGEST_BLOCK};
+use block::{Builder, Context};
 use cache::CodeMemory;
 use jumps::JumpCache;
+use share::Share;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
@@ -139,6 +141,7 @@ pub struct Translator {
     /// Instructions of sites.
     decoded: Box<[(u32, Option<Insn>)]>,
     links: Vec<Link>,
+    shares: Vec<Share>,
     deadline: Deadline,
     warm_up: u32,
     verify: u32,
@@ -180,6 +183,7 @@ impl Translator {
             sites: Vec::new(),
             decoded: vec![(0, None); DECODED].into_boxed_slice(),
             links: Vec::new(),
+            shares: Vec::new(),
             deadline: Deadline::new(events),
             warm_up: settings.warm_up,
             verify: settings.verify,
@@ -216,6 +220,7 @@ impl Translator {
         self.sites.clear();
         self.decoded.fill((0, None));
         self.links.clear();
+        self.shares.clear();
         self.visits.fill(0);
         self.copied.clear();
     }
@@ -233,6 +238,8 @@ impl Translator {
             thunks: self.thunks,
             sites: &mut self.sites,
             links: &mut self.links,
+            shares: &mut self.shares,
+            verified: self.verify > 0,
             system,
             unit: unit_number,
             page,
@@ -277,7 +284,7 @@ impl Translator {
 
 /// Key of [`Translator::blocks`].
 fn block_key(unit: u32, offset: u16) -> u64 {
-    u64::from(unit) << 12 | u64::from(offset)
+    u64::from(unit) << 16 | u64::from(offset)
 }
 
 /// What the loop does next.
@@ -476,16 +483,14 @@ impl Cpu {
         Some(unit)
     }
 
-    /// The block at an address in a unit, translated if need be. `None` if it cannot be.
+    /// The block at an address in a unit, perhaps with [`PLAIN`], translated if need be. `None` if it cannot be.
     fn translated(&mut self, translator: &mut Translator, unit: u32, offset: u16) -> Option<Entries> {
         if let Some(entries) = translator.known_block(unit, offset) {
             return Some(entries);
         }
         let mut bytes = [0; PAGE];
-        let first = usize::from(offset);
-        let bytes_needed = first..PAGE.min(first + LONGEST_BLOCK * LONGEST_INSN);
         let page = translator.units.get(unit as usize)?.page;
-        self.memory.read(page + u64::from(offset), bytes.get_mut(bytes_needed)?).ok()?;
+        self.memory.read(page, &mut bytes).ok()?;
         // What was read is of the unit's generation, or of a store that is just going to end it.
         if !translator.units.get(unit as usize)?.is_current() {
             return None;

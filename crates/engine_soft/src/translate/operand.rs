@@ -5,7 +5,7 @@
 //! because R13 and R14 are scratch.
 
 use super::asm::GUEST_RSP;
-use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 
 /// Where a guest register lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,4 +133,94 @@ pub(super) fn rename(i: &mut Instruction, homed: &[Homed], scratch: &[u8]) {
         };
         i.set_op_register(at, sized(register, host));
     }
+}
+
+/// The instruction with its only register that is kept in memory as a memory operand, and the others as
+/// [`rename`] has them, if it has such a form that is no slower.
+pub(super) fn at_home(i: &Instruction, homed: &[Homed]) -> Option<Instruction> {
+    let &[Homed { guest, written, .. }] = homed else { return None };
+    let mut operands = (0..i.op_count())
+        .filter(|&at| i.op_kind(at) == OpKind::Register && i.op_register(at).is_gpr())
+        .filter(|&at| number(i.op_register(at)) == guest);
+    let (Some(at), None) = (operands.next(), operands.next()) else { return None };
+    // A narrow result would clear the rest, or make the next load wait.
+    if !may_be_at_home(i.mnemonic()) || written && i.op_register(at).size() < 8 {
+        return None;
+    }
+    let mut changed = *i;
+    if !takes_memory(changed.code(), at) {
+        changed.set_code(turned(i.code())?);
+    }
+    if !takes_memory(changed.code(), at) {
+        return None;
+    }
+    rename(&mut changed, &[], &[]);
+    changed.set_op_kind(at, OpKind::Memory);
+    changed.set_segment_prefix(Register::GS);
+    changed.set_memory_base(Register::None);
+    changed.set_memory_index(Register::None);
+    changed.set_memory_displacement64(super::shared::home(guest) as u64);
+    changed.set_memory_displ_size(8);
+    Some(changed)
+}
+
+/// Whether an operand of an encoding can be memory.
+fn takes_memory(code: Code, at: u32) -> bool {
+    use OpCodeOperandKind as K;
+    matches!(code.op_code().op_kind(at), K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem)
+}
+
+fn may_be_at_home(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Add
+            | M::Or
+            | M::Adc
+            | M::Sbb
+            | M::And
+            | M::Sub
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Shl
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Imul
+    )
+}
+
+/// The encoding that has the other operand as the one that can be memory.
+fn turned(code: Code) -> Option<Code> {
+    const PAIRS: [(Code, Code); 18] = [
+        (Code::Mov_r32_rm32, Code::Mov_rm32_r32),
+        (Code::Mov_r64_rm64, Code::Mov_rm64_r64),
+        (Code::Add_r32_rm32, Code::Add_rm32_r32),
+        (Code::Add_r64_rm64, Code::Add_rm64_r64),
+        (Code::Or_r32_rm32, Code::Or_rm32_r32),
+        (Code::Or_r64_rm64, Code::Or_rm64_r64),
+        (Code::Adc_r32_rm32, Code::Adc_rm32_r32),
+        (Code::Adc_r64_rm64, Code::Adc_rm64_r64),
+        (Code::Sbb_r32_rm32, Code::Sbb_rm32_r32),
+        (Code::Sbb_r64_rm64, Code::Sbb_rm64_r64),
+        (Code::And_r32_rm32, Code::And_rm32_r32),
+        (Code::And_r64_rm64, Code::And_rm64_r64),
+        (Code::Sub_r32_rm32, Code::Sub_rm32_r32),
+        (Code::Sub_r64_rm64, Code::Sub_rm64_r64),
+        (Code::Xor_r32_rm32, Code::Xor_rm32_r32),
+        (Code::Xor_r64_rm64, Code::Xor_rm64_r64),
+        (Code::Cmp_r32_rm32, Code::Cmp_rm32_r32),
+        (Code::Cmp_r64_rm64, Code::Cmp_rm64_r64),
+    ];
+    PAIRS.iter().find_map(|&(a, b)| if code == a { Some(b) } else { (code == b).then_some(a) })
 }

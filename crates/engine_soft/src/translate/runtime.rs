@@ -1,6 +1,7 @@
 //! Rust functions that translated code calls.
 #![expect(unsafe_code, reason = "called from generated code with a raw processor pointer")]
 
+use super::share::{PLAIN, Share};
 use super::shared::vector;
 use super::thunks::Exit;
 use super::unit::Next;
@@ -37,6 +38,14 @@ pub(super) extern "sysv64" fn want_x87(cpu: *mut Cpu, site: u64, _: u64) -> u64 
     // SAFETY: as above.
     let cpu = unsafe { &mut *cpu };
     let exit = cpu.x87_or_interpret(site as usize);
+    cpu.keep_vector(exit) as u64
+}
+
+/// After the check of a group failed.
+pub(super) extern "sysv64" fn fill_share(cpu: *mut Cpu, share: u64, linear: u64) -> u64 {
+    // SAFETY: as above.
+    let cpu = unsafe { &mut *cpu };
+    let exit = cpu.share_or_go_plain(share as usize, linear);
     cpu.keep_vector(exit) as u64
 }
 
@@ -99,6 +108,40 @@ impl Cpu {
             self.shared.vector = 0;
         }
         if exit == Exit::Continue && lost { Exit::Done } else { exit }
+    }
+
+    /// Brings the page at `linear` into the TLB, so that the check of a group succeeds. If it will not, goes on in a
+    /// translation without groups, now and whenever the check fails again.
+    fn share_or_go_plain(&mut self, number: usize, linear: u64) -> Exit {
+        let Some(mut translator) = self.translator.take() else { return Exit::Done };
+        let exit = match translator.shares.get(number).copied() {
+            Some(share) if self.fill_for(&share, linear) => Exit::Continue,
+            Some(share) => self.go_plain(&mut translator, &share),
+            None => Exit::Done,
+        };
+        self.translator = Some(translator);
+        exit
+    }
+
+    /// Whether the check would succeed, once the page of the first access was looked up as by the access itself.
+    fn fill_for(&mut self, share: &Share, linear: u64) -> bool {
+        let first = linear.wrapping_add(u64::from(share.first));
+        // A fault is the access's, which comes next in the other translation.
+        let _ = self.probe(crate::cpu::seg::DS, first, u32::from(share.first_size), share.first_stores);
+        self.may_share(linear, share.span, share.store) && linear.is_multiple_of(u64::from(share.alignment))
+    }
+
+    fn go_plain(&mut self, translator: &mut super::Translator, share: &Share) -> Exit {
+        self.shared.argument = u64::from(share.offset);
+        if translator.is_full() {
+            return Exit::InPage;
+        }
+        let Some(entries) = self.translated(translator, share.unit, share.offset | PLAIN) else {
+            return Exit::Interpret;
+        };
+        translator.memory.link(share.at, entries.saved);
+        self.shared.spare = translator.memory.start() + u64::from(entries.saved);
+        Exit::Goto
     }
 
     fn interpret_site(&mut self, number: usize) -> Exit {

@@ -35,7 +35,12 @@ pub(crate) struct Shared {
     pub fip: u64,
     /// The host's MXCSR.
     pub host_mxcsr: u32,
+    /// What the checks of a block's groups found: addend, and pointer to the tracker byte.
+    pub shares: [[u64; 2]; SHARES],
 }
+
+/// Groups that a block can have.
+pub(super) const SHARES: usize = 6;
 
 /// Levels of `Shared::vector`.
 pub(super) mod vector {
@@ -60,6 +65,7 @@ impl Default for Shared {
             x87: 0,
             fip: 0,
             host_mxcsr: 0x1f80,
+            shares: [[0; 2]; SHARES],
         }
     }
 }
@@ -92,6 +98,9 @@ pub(super) const FIP: usize = SHARED + offset_of!(Shared, fip);
 /// The x87 image, in the format of XSAVE64.
 pub(super) const FPU: usize = offset_of!(Cpu, fpu);
 pub(super) const HOST_MXCSR: usize = SHARED + offset_of!(Shared, host_mxcsr);
+/// First of [`SHARES`] addends, 16 bytes apart, and of pointers to tracker bytes.
+pub(super) const SHARE_ADDEND: usize = SHARED + offset_of!(Shared, shares);
+pub(super) const SHARE_TRACKER: usize = SHARE_ADDEND + 8;
 pub(super) const YMM: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, ymm);
 pub(super) const MXCSR: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, mxcsr);
 pub(super) const EVENT_MASK: usize = offset_of!(Cpu, event_mask);

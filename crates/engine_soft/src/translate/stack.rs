@@ -17,16 +17,20 @@ const RSP: u8 = gpr::RSP / 8;
 /// Most instructions that share a check.
 const LONGEST_RUN: usize = 8;
 
+/// How many of the first instructions are pushes, or pops, that can share a check.
+pub(super) fn run_length(instructions: &[Instruction]) -> usize {
+    let Some(code) = instructions.first().map(Instruction::code) else { return 0 };
+    if !matches!(code, Code::Push_r64 | Code::Pop_r64) {
+        return 0;
+    }
+    let same = |i: &&Instruction| i.code() == code && i.op0_register() != Register::RSP;
+    instructions.iter().take(LONGEST_RUN).take_while(same).count()
+}
+
 impl Builder<'_> {
     /// How many instructions from the current one on can share a check.
     pub fn stack_run(&self) -> usize {
-        let rest = &self.instructions[self.index..];
-        let Some(code) = rest.first().map(Instruction::code) else { return 0 };
-        if !matches!(code, Code::Push_r64 | Code::Pop_r64) {
-            return 0;
-        }
-        let same = |i: &&Instruction| i.code() == code && i.op0_register() != Register::RSP;
-        rest.iter().take(LONGEST_RUN).take_while(same).count()
+        run_length(&self.instructions[self.index..])
     }
 
     /// Translates a run, and makes its last instruction the current one.
@@ -39,6 +43,10 @@ impl Builder<'_> {
         let x87 = self.x87_last;
         let (disp, want) = if pushes { (-bytes, Want::STORE) } else { (0, Want::LOAD) };
         let operand = self.check(&GuestAddress::based(RSP, disp), bytes as u32, want);
+        if self.slow.is_none() {
+            self.covered_stack_run(&run, &operand);
+            return;
+        }
         let (from, site) = (self.slow_path(), self.site());
         let remake = self.slow_remake;
         let more = run[1..].iter().map(|i| self.next_site(i)).collect();
@@ -49,6 +57,19 @@ impl Builder<'_> {
         }
         let (back, flags) = (self.asm.mark(), self.flags);
         self.cold.push(Cold::Slow { from, site, more, back, flags, x87, remake });
+    }
+
+    /// The rest of a run whose access cannot fail.
+    fn covered_stack_run(&mut self, run: &[Instruction], operand: &HostOperand) {
+        if let Some(last) = run.last() {
+            self.index += run.len() - 1;
+            (self.offset, self.next) = (last.ip() as u16, last.next_ip() as i64);
+        }
+        if run[0].code() == Code::Push_r64 {
+            self.store_run(run, operand);
+        } else {
+            self.pop_all(run, operand);
+        }
     }
 
     /// Makes the next instruction of a run the current one.
@@ -65,6 +86,10 @@ impl Builder<'_> {
             self.asm.jcc(cc::NE, watched);
             self.clobbered();
         }
+        self.store_run(run, operand);
+    }
+
+    fn store_run(&mut self, run: &[Instruction], operand: &HostOperand) {
         let top = operand.disp + 8 * run.len() as i32;
         for (at, i) in (1..).zip(run) {
             let at = HostOperand { disp: top - 8 * at, ..*operand };
@@ -94,6 +119,11 @@ impl Builder<'_> {
         match operand::place(operand::wide(guest)) {
             Place::Host(host) => {
                 self.asm.operand(0x89, host, operand.base, operand.index, operand.disp);
+            }
+            Place::Home if operand.free().is_some() => {
+                let free = operand.free().unwrap_or(S1);
+                self.asm.load_gs(free, home(guest));
+                self.asm.operand(0x89, free, operand.base, operand.index, operand.disp);
             }
             Place::Home => {
                 // Through the host's stack: both scratch registers are in use.

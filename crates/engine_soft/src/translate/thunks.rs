@@ -72,6 +72,11 @@ pub(super) struct Thunks {
     pub call_x87: u64,
     /// Whether the host can.
     pub x87: bool,
+    /// Brings the page of a group's check into the TLB, or goes on without the group: its number is in [`S2`], the
+    /// linear address in [`S1`].
+    pub call_share: u64,
+    /// Whether the host has RORX.
+    pub bmi2: bool,
     /// Leaves with an exit's number in EAX's place: see [`Thunks::leave`].
     leave: [u64; 6],
 }
@@ -181,7 +186,28 @@ fn save_vectors(a: &mut Asm, avx: bool) {
 }
 
 /// A function that loads the guest's vector registers and control word.
+///
+/// If the upper halves are zero, the processor is to know that: otherwise each change between SSE and AVX
+/// instructions costs the guest a hundred cycles.
 fn load_vectors(a: &mut Asm, avx: bool) {
+    if avx {
+        let some = a.label();
+        for register in 0..16 {
+            // vmovups xmm0, gs:[..] the first time, vpor xmm0, xmm0, gs:[..] then.
+            let opcode = if register == 0 { [0xf8, 0x10] } else { [0xf9, 0xeb] };
+            a.raw(&[0x65, 0xc5, opcode[0], opcode[1], 4, 0x25]);
+            a.raw(&((YMM + 32 * register + 16) as u32).to_le_bytes());
+        }
+        // vptest xmm0, xmm0
+        a.raw(&[0xc4, 0xe2, 0x79, 0x17, 0xc0]);
+        a.jcc(super::asm::cc::NE, some);
+        // vzeroupper
+        a.raw(&[0xc5, 0xf8, 0x77]);
+        move_vectors(a, 0x10, false);
+        mxcsr(a, 2, MXCSR);
+        a.raw(&[0xc3]);
+        a.bind(some);
+    }
     move_vectors(a, 0x10, avx);
     mxcsr(a, 2, MXCSR);
     a.raw(&[0xc3]);
@@ -310,6 +336,7 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
         [at, load_at]
     });
     thunks.x87 = x87.is_some();
+    thunks.bmi2 = is_x86_feature_detected!("bmi2");
     let moves = Moves { vectors: [save_at, load_at], x87 };
     thunks.call_site = a.here();
     call(&mut a, runtime::run_site as *const () as u64, unwind_at, &moves);
@@ -317,6 +344,8 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
     call(&mut a, runtime::note_store as *const () as u64, unwind_at, &moves);
     thunks.call_vector = a.here();
     call(&mut a, runtime::want_vector as *const () as u64, unwind_at, &moves);
+    thunks.call_share = a.here();
+    call(&mut a, runtime::fill_share as *const () as u64, unwind_at, &moves);
     thunks.call_x87 = a.here();
     call(&mut a, runtime::want_x87 as *const () as u64, unwind_at, &moves);
     for exit in [Exit::Lookup, Exit::Link, Exit::EventAtLink, Exit::InPage, Exit::Interpret] {

@@ -7,6 +7,7 @@
 
 use super::asm::{Alu, Label, S1, S2, cc};
 use super::block::{After, Builder, Cold, Undo, Unknown};
+use super::dead::Remake;
 use super::flags::FlagHome;
 use super::jumps::{ENTRY_SHIFT, HOST, JUMP_CACHE_SIZE, KEY, LINEAR, PAGE as ENTRY_PAGE, ROTATION};
 use super::memory::{GuestAddress, Want};
@@ -63,11 +64,12 @@ impl Builder<'_> {
         let flags = self.flags;
         let from = self.asm.label();
         let at = self.asm.jcc(condition, from);
-        self.cold.push(match in_page(target) {
+        let cold = match in_page(target) {
             Some(target) if target > self.offset => Cold::Link { from, at, target, flags },
-            Some(target) => Cold::Back { from, target, flags },
+            Some(target) => Cold::Back { from, target, flags, remake: self.remake_for_jump(target) },
             None => Cold::Far { from, target, flags },
-        });
+        };
+        self.cold.push(cold);
         Ok(After::Next)
     }
 
@@ -79,14 +81,20 @@ impl Builder<'_> {
                 let at = self.asm.jmp(from);
                 self.cold.push(Cold::Link { from, at, target, flags: self.flags });
             }
-            Some(target) => self.jump_back(target),
+            Some(target) => {
+                let remake = self.remake_for_jump(target);
+                self.jump_back(target, remake);
+            }
             None => self.jump_out(target),
         }
     }
 
-    /// Jumps back in the page, after a look at events.
-    pub fn jump_back(&mut self, target: u16) {
-        self.save_flags();
+    /// Jumps back in the page, after a look at events. With `remake`, flags do not matter there, and are only made
+    /// again where the jump is left.
+    pub fn jump_back(&mut self, target: u16, remake: Option<Remake>) {
+        if remake.is_none() {
+            self.save_flags();
+        }
         let event = self.asm.label();
         let a = &mut self.asm;
         a.load_gs(S1, EVENTS);
@@ -98,9 +106,15 @@ impl Builder<'_> {
         let at = self.asm.jmp(from);
         self.asm.bind(event);
         let link = self.link(at, target, self.flags);
+        if let Some(remake) = &remake {
+            self.emit_remake(remake);
+        }
         self.asm.mov_imm32(S2, link);
         self.asm.jmp_to(self.context.thunks.leave(Exit::EventAtLink));
         self.asm.bind(from);
+        if let Some(remake) = &remake {
+            self.emit_remake(remake);
+        }
         self.asm.mov_imm32(S2, link);
         self.asm.jmp_to(self.context.thunks.leave(Exit::Link));
     }
@@ -150,8 +164,12 @@ impl Builder<'_> {
         self.save_target_flags();
         let (from, reload) = (self.asm.label(), self.asm.label());
         let a = &mut self.asm;
-        a.mov32(S2, S1);
-        a.shift(1, S2, ROTATION, false);
+        if self.context.thunks.bmi2 {
+            a.rorx32(S2, S1, ROTATION);
+        } else {
+            a.mov32(S2, S1);
+            a.shift(1, S2, ROTATION, false);
+        }
         a.alu_rr32(Alu::Xor, S2, S1);
         a.shift(4, S2, ENTRY_SHIFT, false);
         a.and_imm32(S2, ((JUMP_CACHE_SIZE - 1) << ENTRY_SHIFT) as i32);
@@ -222,7 +240,10 @@ impl Builder<'_> {
         if let Some(site) = self.context.sites.get_mut(site) {
             site.next = Next::Spare;
         }
-        self.stored(&operand);
+        match operand.group {
+            Some(slot) => self.see_store(usize::from(slot)),
+            None => self.stored(&operand),
+        }
     }
 
     fn call(&mut self, target: i64) -> Result<After, Unknown> {

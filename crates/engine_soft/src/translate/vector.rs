@@ -65,7 +65,7 @@ fn is_vector_feature(feature: CpuidFeature) -> bool {
 }
 
 /// Whether an instruction loads or stores MXCSR by itself.
-fn is_control(i: &Instruction) -> bool {
+pub(super) fn is_control(i: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(i.mnemonic(), M::Ldmxcsr | M::Vldmxcsr | M::Stmxcsr | M::Vstmxcsr)
 }

@@ -16,7 +16,7 @@ type Assembled = Result<(), iced_x86::IcedError>;
 type Block = (&'static str, fn(&mut CodeAssembler) -> Assembled);
 
 /// The blocks, by name.
-const BLOCKS: [Block; 8] = [
+const BLOCKS: [Block; 9] = [
     ("A load through a register, and its use", |a| {
         a.mov(rax, qword_ptr(rbx + 8))?;
         a.add(rax, rcx)?;
@@ -49,6 +49,13 @@ const BLOCKS: [Block; 8] = [
         a.push(rbp)?;
         a.call(0x1_0000)
     }),
+    ("Accesses that share a check", |a| {
+        a.mov(rax, qword_ptr(rsp + 8))?;
+        a.add(rax, qword_ptr(rsp + 16))?;
+        a.mov(qword_ptr(rsp + 24), rax)?;
+        a.adc(rdx, qword_ptr(rsp))?;
+        a.ret()
+    }),
     ("Vectors", |a| {
         a.movups(xmm0, xmmword_ptr(rdi))?;
         a.addps(xmm0, xmm1)?;
@@ -79,8 +86,15 @@ fn field(offset: u64) -> Option<String> {
         (shared::FETCH_KEY, "FETCH_KEY"),
         (shared::RIP, "RIP"),
     ];
+    let shares = (0..shared::SHARES).flat_map(|slot| {
+        let at = 16 * slot;
+        [
+            (shared::SHARE_ADDEND + at, format!("ADDEND{slot}")),
+            (shared::SHARE_TRACKER + at, format!("TRACKER{slot}")),
+        ]
+    });
     let homes = (0..16).map(|number| (shared::home(number), format!("R{number}")));
-    let named = fields.into_iter().map(|(at, name)| (at, name.to_owned())).chain(homes);
+    let named = fields.into_iter().map(|(at, name)| (at, name.to_owned())).chain(homes).chain(shares);
     named.into_iter().find(|&(at, _)| at as u64 == offset).map(|(_, name)| name)
 }
 
@@ -108,13 +122,15 @@ fn translated(assemble: fn(&mut CodeAssembler) -> Assembled) -> String {
     let code = a.assemble(0x100).expect("the block can be assembled");
     let mut page = Box::new([0; PAGE]);
     page[0x100..0x100 + code.len()].copy_from_slice(&code);
-    let (mut sites, mut links) = (Vec::new(), Vec::new());
+    let (mut sites, mut links, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     let mut thunks = Thunks::default();
-    thunks.x87 = true;
+    (thunks.x87, thunks.bmi2) = (true, true);
     let context = Context {
         thunks,
         sites: &mut sites,
         links: &mut links,
+        shares: &mut shares,
+        verified: false,
         system: &SystemState::default(),
         unit: 0,
         page: &page,
