@@ -31,7 +31,11 @@ fn the_report_survives_its_written_form() {
     let report = KvmReport {
         api_version: 12,
         checks: Vec::new(),
-        verdict: engine_kvm::probe::Verdict { usable: Usable::EmulatedRing0, reason: "slow".to_owned() },
+        verdict: engine_kvm::probe::Verdict {
+            usable: Usable::EmulatedRing0,
+            reason: "slow".to_owned(),
+            findings: vec!["slow".to_owned()],
+        },
     };
     let text = serde_json::to_string(&report).unwrap();
     assert!(text.contains("emulated_ring0"), "{text}");

@@ -40,7 +40,7 @@ fn decide(kvm: KvmReport) -> Report {
     let why = &kvm.verdict.reason;
     let (chosen, reason) = match kvm.verdict.usable {
         Usable::Full => (EngineKind::Kvm, format!("KVM is good: {why}")),
-        Usable::EmulatedRing0 => (EngineKind::Software, format!("KVM emulates the guest's kernel: {why}")),
+        Usable::EmulatedRing0 => (EngineKind::Software, format!("KVM cannot do it alone: {why}")),
         Usable::Unusable => (EngineKind::Software, format!("KVM is not usable: {why}")),
     };
     Report { chosen, reason, kvm }

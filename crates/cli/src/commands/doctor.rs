@@ -20,6 +20,14 @@ pub fn run(arguments: &DoctorArgs) -> Result<u8> {
     for check in &report.kvm.checks {
         println!("{} {}: {}", if check.ok { "ok  " } else { "BAD " }, check.name, check.detail);
     }
-    println!("Engine auto is {}: {}", report.chosen, report.reason);
+    let findings = &report.kvm.verdict.findings;
+    if findings.is_empty() {
+        println!("Engine auto is {}: {}", report.chosen, report.reason);
+        return Ok(0);
+    }
+    println!("Engine auto is {}, because of this host's KVM:", report.chosen);
+    for finding in findings {
+        println!("  {finding}");
+    }
     Ok(0)
 }

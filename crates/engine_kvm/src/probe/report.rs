@@ -1,7 +1,7 @@
 //! What the probe tells.
 
 use super::machine::Outcome;
-use super::snippets::{LOOP_INSTRUCTIONS, LOOPS, PORT_EXITS};
+use super::snippets::{self, LOOP_INSTRUCTIONS, LOOPS, PORT_EXITS};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -49,7 +49,8 @@ pub struct Measured {
 pub enum Usable {
     /// Hardware speed in every mode, and every instruction tried works.
     Full,
-    /// Machines run, but kernel code is emulated or lacks instructions: with the help of the software engine only.
+    /// Machines run, but kernel code is emulated or lacks instructions, or programs are not shown their machine: with the
+    /// help of the software engine only.
     EmulatedRing0,
     /// Not at all.
     Unusable,
@@ -60,8 +61,11 @@ pub enum Usable {
 pub struct Verdict {
     /// What KVM can be used for.
     pub usable: Usable,
-    /// Why, for people.
+    /// Why, for people: all findings in one line.
     pub reason: String,
+    /// What was found, one sentence a finding; empty if everything is as it should be.
+    #[serde(default)]
+    pub findings: Vec<String>,
 }
 
 impl KvmReport {
@@ -69,7 +73,7 @@ impl KvmReport {
         KvmReport {
             api_version: 0,
             checks: Vec::new(),
-            verdict: Verdict { usable: Usable::Unusable, reason },
+            verdict: Verdict { usable: Usable::Unusable, findings: vec![reason.clone()], reason },
         }
     }
 
@@ -126,45 +130,97 @@ impl Speeds {
     }
 }
 
+/// What a failed check of what programs see means.
+fn program_finding(name: &str) -> String {
+    match name {
+        snippets::PROGRAM_CPUID => "programs see the host's CPUID instead of the machine's".to_owned(),
+        snippets::PROGRAM_TSC => {
+            "programs read the host's time-stamp counter instead of the machine's".to_owned()
+        }
+        snippets::PROGRAM_XCR0 => "programs see the host's XCR0 instead of the machine's".to_owned(),
+        snippets::PROGRAM_CALLS => "interrupts break programs' system calls".to_owned(),
+        other => format!("programs fail at this: {}", other.trim_start_matches(PROGRAM)),
+    }
+}
+
 pub(super) fn instruction_check(name: &str, outcome: &Outcome) -> Check {
     let ok = matches!(outcome, Outcome::Finished { .. });
-    let name = if name.starts_with(PROGRAM) { name.to_owned() } else { format!("{INSTRUCTION}{name}") };
-    Check { name, ok, detail: outcome.words(), measured: None }
+    let of_programs = name.starts_with(PROGRAM);
+    let detail = if of_programs && !ok {
+        format!("{}: the check {}", program_finding(name), outcome.words())
+    } else {
+        outcome.words()
+    };
+    let name = if of_programs { name.to_owned() } else { format!("{INSTRUCTION}{name}") };
+    Check { name, ok, detail, measured: None }
 }
 
 /// Draws the conclusion when a loop runs at all.
 pub(super) fn judge(checks: &[Check], speeds: &Speeds, emulated_ns: f64) -> Verdict {
-    let failed: Vec<&str> = checks
-        .iter()
-        .filter(|check| !check.ok)
-        .filter_map(|check| check.name.strip_prefix(INSTRUCTION))
-        .collect();
-    let unlike: Vec<&str> = checks
-        .iter()
-        .filter(|check| !check.ok)
-        .filter_map(|check| check.name.strip_prefix(PROGRAM))
-        .collect();
-    let slow = speeds.is_emulated(emulated_ns);
-    if !slow && failed.is_empty() && unlike.is_empty() {
-        let reason = "kernel code runs at hardware speed and every instruction tried works".to_owned();
-        return Verdict { usable: Usable::Full, reason };
-    }
-    let mut reasons = Vec::new();
-    if slow {
-        reasons.push(format!(
+    let failed = || checks.iter().filter(|check| !check.ok).map(|check| check.name.as_str());
+    let mut findings = Vec::new();
+    if speeds.is_emulated(emulated_ns) {
+        findings.push(format!(
             "kernel code is emulated at {:.0} ns an instruction ({:.0} times the native time)",
             speeds.instruction,
             speeds.instruction / speeds.native.max(0.01)
         ));
     }
-    if !failed.is_empty() {
-        reasons.push(format!("these fail in ring 0: {}", failed.join(", ")));
+    let in_kernels: Vec<&str> = failed().filter_map(|name| name.strip_prefix(INSTRUCTION)).collect();
+    if !in_kernels.is_empty() {
+        findings.push(format!("these fail in ring 0: {}", in_kernels.join(", ")));
     }
-    if !unlike.is_empty() {
-        reasons.push(format!(
-            "programs see the host's processor instead of the machine's: {}",
-            unlike.join(", ")
-        ));
+    findings.extend(failed().filter(|name| name.starts_with(PROGRAM)).map(program_finding));
+    if findings.is_empty() {
+        let reason = "kernel code runs at hardware speed and every instruction tried works".to_owned();
+        return Verdict { usable: Usable::Full, reason, findings };
     }
-    Verdict { usable: Usable::EmulatedRing0, reason: reasons.join("; ") }
+    Verdict { usable: Usable::EmulatedRing0, reason: findings.join("; "), findings }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, ok: bool) -> Check {
+        Check { name: name.to_owned(), ok, detail: String::new(), measured: None }
+    }
+
+    #[test]
+    fn every_finding_has_its_own_sentence() {
+        let speeds = |instruction| Speeds { instruction, native: 0.5, port_exit: 1000.0 };
+        let all = |ok: bool| {
+            [
+                "ring 0: int3",
+                "ring 0: SSE",
+                "ring 3: CPUID is the machine's",
+                "ring 3: the time-stamp counter is the machine's",
+                "ring 3: XCR0 is the machine's",
+                "ring 3: interrupts leave system calls alone",
+            ]
+            .map(|name| check(name, ok))
+        };
+        let good = judge(&all(true), &speeds(0.5), 10.0);
+        assert_eq!((good.usable, good.findings), (Usable::Full, vec![]));
+        let bad = judge(&all(false), &speeds(300.0), 10.0);
+        assert_eq!(
+            bad.findings,
+            [
+                "kernel code is emulated at 300 ns an instruction (600 times the native time)",
+                "these fail in ring 0: int3, SSE",
+                "programs see the host's CPUID instead of the machine's",
+                "programs read the host's time-stamp counter instead of the machine's",
+                "programs see the host's XCR0 instead of the machine's",
+                "interrupts break programs' system calls",
+            ]
+        );
+        // A KVM of hardware speed that fails programs alone is not said to emulate kernels.
+        let calls = judge(&all(false)[5..], &speeds(0.5), 10.0);
+        assert_eq!(
+            (calls.usable, calls.reason.as_str()),
+            (Usable::EmulatedRing0, "interrupts break programs' system calls")
+        );
+        let told = serde_json::to_value(&bad).unwrap();
+        assert_eq!(told["findings"].as_array().unwrap().len(), 6);
+    }
 }

@@ -154,6 +154,12 @@ fn to_user() -> Vec<u8> {
     code
 }
 
+// Names of checks of what programs see; they begin with `report::PROGRAM`.
+pub(super) const PROGRAM_CPUID: &str = "ring 3: CPUID is the machine's";
+pub(super) const PROGRAM_TSC: &str = "ring 3: the time-stamp counter is the machine's";
+pub(super) const PROGRAM_XCR0: &str = "ring 3: XCR0 is the machine's";
+pub(super) const PROGRAM_CALLS: &str = "ring 3: interrupts leave system calls alone";
+
 /// A program that makes system calls while the local APIC's timer interrupts it every now and then. Fails if an
 /// interrupt finds the processor in ring 3 at the kernel's entry, where no program ever is: going back there would
 /// be the program's end.
@@ -209,12 +215,8 @@ pub(super) fn interrupted_calls() -> Snippet {
         0x48,
         0xcf, // iretq
     ];
-    Snippet {
-        user_code: PROGRAM,
-        system_call: CALL,
-        ..Snippet::new("ring 3: interrupts leave system calls alone", &code)
-    }
-    .expecting(&[TIMER], INTERRUPT)
+    Snippet { user_code: PROGRAM, system_call: CALL, ..Snippet::new(PROGRAM_CALLS, &code) }
+        .expecting(&[TIMER], INTERRUPT)
 }
 
 /// Vector of the local APIC's timer.
@@ -237,12 +239,9 @@ pub(super) fn programs() -> [Snippet; 3] {
     let read = [0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0x49, 0x89, 0xc1];
     let read_first = [&read[..], &to_user].concat();
     [
-        Snippet { user_code: CPUID, ..Snippet::new("ring 3: CPUID is the machine's", &to_user) },
-        Snippet {
-            user_code: TSC,
-            ..Snippet::new("ring 3: the time-stamp counter is the machine's", &read_first)
-        },
-        Snippet { user_code: XCR0, ..Snippet::new("ring 3: XCR0 is the machine's", &to_user) }.with_xsave(3),
+        Snippet { user_code: CPUID, ..Snippet::new(PROGRAM_CPUID, &to_user) },
+        Snippet { user_code: TSC, ..Snippet::new(PROGRAM_TSC, &read_first) },
+        Snippet { user_code: XCR0, ..Snippet::new(PROGRAM_XCR0, &to_user) }.with_xsave(3),
     ]
 }
 
