@@ -35,8 +35,8 @@ pub enum VmExit {
     StepsDone,
     /// Triple fault (shutdown, SDM 3A 6.15).
     TripleFault,
-    /// A breakpoint or single step of the debugger.
-    Debug,
+    /// The debugger's [`DebugStops`](crate::DebugStops) stopped it.
+    Debug(crate::DebugStop),
     /// The engine cannot execute the instruction at the current state; the state is that before it.
     EmulationFailure {
         /// The engine's words, for the summary.
@@ -90,6 +90,14 @@ pub enum EngineError {
         operation: &'static str,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// The debugger wants more than the engine has.
+    #[error("Engine {engine} cannot stop processors as the debugger asks: {reason}")]
+    Debugger {
+        /// Which engine.
+        engine: EngineKind,
+        /// What is too much, and what would help.
+        reason: String,
     },
     /// A state that no processor can be in.
     #[error("The processor state cannot be loaded: {reason}")]

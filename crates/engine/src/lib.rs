@@ -6,8 +6,10 @@
 //! everything behind them (PIC, PIT, IOAPIC) to the machine: the split-irqchip arrangement on every engine.
 
 pub mod cpu_model;
+mod debug;
 mod exit;
 mod traits;
 
+pub use debug::{DebugStop, DebugStops, WatchKind, Watchpoint};
 pub use exit::{EngineError, EngineKind, ExitCounts, VmExit};
 pub use traits::{Engine, Kick, MsiMessage, Occupation, Vcpu, VcpuIo, Vm, VmSettings, Worth};

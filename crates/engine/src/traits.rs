@@ -1,7 +1,7 @@
 //! The traits.
 
 use crate::cpu_model::{CpuModel, FeatureSet, HostIdentity};
-use crate::{EngineError, EngineKind, ExitCounts, VmExit};
+use crate::{DebugStops, EngineError, EngineKind, ExitCounts, VmExit};
 use guest_clock::{Clock, Entropy};
 use guest_memory::GuestMemory;
 use std::os::fd::BorrowedFd;
@@ -158,6 +158,11 @@ pub trait Vcpu: Send {
     fn set_excursion_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.set_state(state)
     }
+    /// Where `run` is to end with [`VmExit::Debug`], from now on. Only between runs.
+    ///
+    /// # Errors
+    /// [`EngineError::Debugger`] when the engine cannot; then nothing stops it.
+    fn set_debug_stops(&mut self, stops: &DebugStops) -> Result<(), EngineError>;
     /// What it is about to do. Only between runs.
     fn occupation(&self) -> Occupation;
     /// Counters so far.

@@ -134,6 +134,9 @@ impl Cpu {
     fn find_block_slow(&mut self, linear: u64) -> Result<*const Block, Fault> {
         let linear = if self.long64 { linear } else { linear & 0xffff_ffff };
         self.code.counts.misses += 1;
+        if self.meets_breakpoint(linear) {
+            return Err(Fault::to_exit());
+        }
         self.check_fetch(0)?;
         let physical = self.fetch_physical(linear)?;
         let key = physical << 2 | u64::from(self.code_size >> 5);
@@ -154,8 +157,10 @@ impl Cpu {
                 self.code.insert(&origin)
             }
         };
-        let key = self.mmu.fetch_key;
-        self.code.jumps[CodeCache::jump_slot(linear)] = JumpEntry { linear, key, block };
+        if !self.is_cut(linear) {
+            let key = self.mmu.fetch_key;
+            self.code.jumps[CodeCache::jump_slot(linear)] = JumpEntry { linear, key, block };
+        }
         Ok(block)
     }
 
@@ -197,6 +202,9 @@ impl Cpu {
         self.code.insns.clear();
         let mut at = 0;
         while at < page.len() && self.code.insns.len() < LONGEST_BLOCK {
+            if at > 0 && self.is_cut(physical + at as u64) {
+                break;
+            }
             match decode::decode(&self.system, &page[at..], self.code_size) {
                 Decoded::Insn { insn, ends_block } => {
                     at += usize::from(insn.len);

@@ -1,6 +1,7 @@
 //! [`Cpu`]: one logical processor's state and the ways handlers end.
 
 use crate::code::CodeCache;
+use crate::debug::Debug;
 use crate::flags::LazyFlags;
 use crate::interp::simd::VectorState;
 use crate::interp::x87::FpuState;
@@ -52,6 +53,13 @@ pub mod seg {
 #[derive(Debug)]
 #[must_use]
 pub struct Fault(());
+
+impl Fault {
+    /// No exception: [`Cpu::exit`] is set.
+    pub(crate) fn to_exit() -> Self {
+        Fault(())
+    }
+}
 
 /// Why straight-line execution stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +198,8 @@ pub struct Cpu {
     pub(crate) translator: Option<Box<Translator>>,
     /// Stores of a block that is rehearsed.
     pub(crate) store_log: Option<Box<StoreLog>>,
+    /// What stops the processor for a debugger, if anything.
+    pub(crate) debug: Option<Box<Debug>>,
     /// Address that was entered last without finding what waits there.
     pub(crate) last_stale: u64,
 }

@@ -13,6 +13,7 @@
 pub mod code;
 pub mod cpu;
 pub mod cpuid;
+pub(crate) mod debug;
 pub mod decode;
 pub mod flags;
 pub mod insn;

@@ -55,6 +55,9 @@ impl Cpu {
     }
 
     fn run_some(&mut self) -> Result<(), Stop> {
+        if self.exit.is_none() && self.stops_for_debugger() {
+            return Err(Stop::Exit);
+        }
         if self.instructions >= self.next_tick {
             self.next_tick = self.instructions + TICK;
             self.tick();
@@ -63,8 +66,13 @@ impl Cpu {
             return self.deliver_loaded();
         }
         if self.shadow == 0 && (self.event_waiting() || self.mp_state != MpState::Runnable) {
+            let waited = self.mp_state != MpState::Runnable;
             self.service_events()?;
             if self.mp_state != MpState::Runnable {
+                return Ok(());
+            }
+            if waited && self.is_single_stepped() {
+                self.stepped();
                 return Ok(());
             }
         }
@@ -73,7 +81,9 @@ impl Cpu {
             return Err(Stop::Exit);
         }
         if self.needs_steps() {
-            self.step()
+            self.step()?;
+            self.stepped();
+            Ok(())
         } else if self.can_translate() && self.step_end == u64::MAX {
             match self.run_translated() {
                 Err(Stop::Exit) => Err(Stop::Exit),
@@ -102,6 +112,7 @@ impl Cpu {
             || self.has_flag(RFlags::TF)
             || self.dr7 & 0xff != 0
             || self.has_flag(RFlags::RF)
+            || self.is_single_stepped()
             || self.step_end - self.instructions <= STEP_MARGIN
     }
 
@@ -179,7 +190,10 @@ impl Cpu {
 
     pub(crate) fn settle(&mut self, stop: Stop) -> Result<(), Stop> {
         match stop {
-            Stop::Fault => self.deliver_stashed(),
+            Stop::Fault => {
+                self.forget_hit();
+                self.deliver_stashed()
+            }
             Stop::Exit => Err(Stop::Exit),
             Stop::Jump | Stop::Done | Stop::Again => Ok(()),
         }
@@ -227,6 +241,10 @@ impl Cpu {
 
     /// Runs one instruction with everything that may surround it.
     fn step(&mut self) -> Result<(), Stop> {
+        let linear = self.rip().wrapping_add(self.segment_base[usize::from(seg::CS)]);
+        if self.meets_breakpoint(if self.long64 { linear } else { linear & 0xffff_ffff }) {
+            return Err(Stop::Exit);
+        }
         let before = std::mem::take(&mut self.shadow);
         if before != 0 {
             self.update_event_mask();
@@ -255,6 +273,7 @@ impl Cpu {
     fn shadow_or_trap(&mut self, result: Result<(), Stop>, single: bool, resume: bool) -> Result<(), Stop> {
         let stop = result.err();
         if stop == Some(Stop::Fault) {
+            self.forget_hit();
             return self.deliver_stashed();
         }
         if stop == Some(Stop::Exit) {

@@ -68,6 +68,7 @@ impl Cpu {
             shared: Default::default(),
             translator: None,
             store_log: None,
+            debug: None,
             last_stale: u64::MAX,
         });
         cpu.load_registers(&CpuState::reset(true));

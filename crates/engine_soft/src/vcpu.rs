@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "a processor holds raw pointers into memory that it owns or keeps alive")]
 
 use crate::cpu::Cpu;
-use engine::{EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit};
+use engine::{DebugStops, EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit};
 use std::sync::Arc;
 use x86::{CpuState, MpState};
 
@@ -50,6 +50,11 @@ impl Vcpu for SoftVcpu {
         self.cpu.restore(state)
     }
 
+    fn set_debug_stops(&mut self, stops: &DebugStops) -> Result<(), EngineError> {
+        self.cpu.set_debug_stops(stops);
+        Ok(())
+    }
+
     fn occupation(&self) -> Occupation {
         match (self.cpu.mp_state, self.cpu.cpl) {
             (MpState::Runnable, 0) => Occupation::Kernel,
@@ -66,7 +71,7 @@ impl Vcpu for SoftVcpu {
 impl Cpu {
     /// Forgets all code. Another engine may have executed the guest meanwhile, and its stores to code are not noted in
     /// the trackers.
-    fn forget_code(&mut self) {
+    pub(crate) fn forget_code(&mut self) {
         self.code.clear();
         if let Some(translator) = &mut self.translator {
             translator.forget();

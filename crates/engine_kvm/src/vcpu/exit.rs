@@ -37,7 +37,10 @@ pub(super) enum Exit {
     Interrupted,
     Halt,
     Shutdown,
-    Debug,
+    /// What DR6 would say.
+    Debug {
+        dr6: u64,
+    },
     /// KVM cannot go on at this instruction; its words.
     CannotEmulate(String),
     SystemEvent(u32),
@@ -72,7 +75,8 @@ pub(super) fn read(run: &kvm_run) -> Exit {
         KVM_EXIT_INTR => Exit::Interrupted,
         KVM_EXIT_HLT => Exit::Halt,
         KVM_EXIT_SHUTDOWN => Exit::Shutdown,
-        KVM_EXIT_DEBUG => Exit::Debug,
+        // SAFETY: see above.
+        KVM_EXIT_DEBUG => Exit::Debug { dr6: unsafe { about.debug }.arch.dr6 },
         KVM_EXIT_INTERNAL_ERROR => Exit::CannotEmulate(internal_error(run)),
         KVM_EXIT_FAIL_ENTRY => {
             // SAFETY: see above.

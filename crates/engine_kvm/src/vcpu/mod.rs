@@ -12,6 +12,7 @@
 //! the readable state.
 
 mod counts;
+mod debug;
 mod exit;
 mod run;
 
@@ -20,8 +21,8 @@ use crate::kick::Kicker;
 use crate::state::{self, EXCURSION_MSRS, Extent};
 use crate::vm::Shared;
 use counts::Counts;
-use engine::{EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit};
-use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
+use debug::Debug;
+use engine::{DebugStop, DebugStops, EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit};
 use kvm_ioctls::VcpuFd;
 use std::sync::Arc;
 use x86::{CpuState, MpState};
@@ -37,6 +38,7 @@ pub struct KvmVcpu {
     /// `ready_for_interrupt_injection` describes the current state.
     readiness_known: bool,
     counts: Counts,
+    debug: Debug,
     saved_msrs: Arc<[u32]>,
     excursion_msrs: Arc<[u32]>,
     /// The same, and the TSC, which an excursion may look at but not move.
@@ -61,6 +63,7 @@ impl KvmVcpu {
             completion_pending: false,
             readiness_known: false,
             counts: Counts::default(),
+            debug: Debug::default(),
             saved_msrs: saved.as_slice().into(),
             excursion_reads: reads.collect(),
             excursion_msrs: excursion.into(),
@@ -74,12 +77,6 @@ impl KvmVcpu {
         Arc::clone(&self.kicker)
     }
 
-    fn single_step(&self, on: bool) -> Result<(), EngineError> {
-        let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
-        let debug = kvm_guest_debug { control, ..Default::default() };
-        self.fd.set_guest_debug(&debug).map_err(host("KVM_SET_GUEST_DEBUG"))
-    }
-
     fn is_halted(&self) -> bool {
         state::read_mp_state(&self.fd).is_ok_and(|state| state != MpState::Runnable)
     }
@@ -90,7 +87,7 @@ impl KvmVcpu {
                 return VmExit::Halted;
             }
             match self.run_until_exit(io) {
-                VmExit::Debug => {}
+                VmExit::Debug(DebugStop::Step) => {}
                 end => return end,
             }
         }
@@ -112,13 +109,13 @@ impl Vcpu for KvmVcpu {
     }
 
     fn run_steps(&mut self, io: &dyn VcpuIo, steps: u64) -> VmExit {
-        if let Err(error) = self.single_step(true) {
+        if let Err(error) = self.debug.load(&self.fd, true, false) {
             return VmExit::EmulationFailure { detail: format!("KVM cannot single-step: {error}") };
         }
         let kicker = Arc::clone(&self.kicker);
         let _entered = kicker.enter();
         let end = self.take_steps(io, steps);
-        match self.single_step(false) {
+        match self.debug.load(&self.fd, false, false) {
             Ok(()) => end,
             Err(error) => VmExit::Failed { detail: format!("Single-stepping cannot be ended: {error}") },
         }
@@ -145,6 +142,16 @@ impl Vcpu for KvmVcpu {
         self.readiness_known = false;
         state::write(&self.fd, state, self.index, &self.excursion_msrs, Extent::Excursion)?;
         self.shared.forget_translations()
+    }
+
+    fn set_debug_stops(&mut self, stops: &DebugStops) -> Result<(), EngineError> {
+        let debug = Debug::new(stops)?;
+        let hold_interrupts = stops.hold_interrupts && !self.is_halted();
+        if debug != self.debug || stops.single_step {
+            debug.load(&self.fd, false, hold_interrupts)?;
+        }
+        self.debug = debug;
+        Ok(())
     }
 
     fn occupation(&self) -> Occupation {

@@ -66,7 +66,7 @@ impl KvmVcpu {
             Exit::Shutdown | Exit::SystemEvent(KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_SHUTDOWN) => {
                 return Some(VmExit::TripleFault);
             }
-            Exit::Debug => return Some(VmExit::Debug),
+            Exit::Debug { dr6 } => return Some(VmExit::Debug(self.debug.stop(dr6))),
             Exit::CannotEmulate(detail) => {
                 self.counts.emulation_failure += 1;
                 return Some(VmExit::EmulationFailure { detail: self.with_place(detail) });

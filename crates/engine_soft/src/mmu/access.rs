@@ -176,15 +176,28 @@ impl Cpu {
             self.probe_linear(segment, linear, size_of::<T>() as u64, Access::Write)?;
         }
         let entry = self.entry(linear);
-        let aligned = linear % size_of::<T>() as u64 == 0;
-        let cell = aligned && fits::<T>(linear, entry.write);
-        Ok((linear, cell.then(|| linear.wrapping_add(entry.addend) as *mut T)))
+        if linear % size_of::<T>() as u64 != 0 {
+            return Ok((linear, None));
+        }
+        if fits::<T>(linear, entry.write) {
+            return Ok((linear, Some(linear.wrapping_add(entry.addend) as *mut T)));
+        }
+        // Where accesses are watched: other processors' are not, and must not get in between.
+        let physical = self.physical(linear, Access::Write, self.mmu.accessor)?;
+        self.mmu.aside = physical;
+        self.note_watched(linear, size_of::<T>() as u64, Access::Read);
+        let cell = self.memory.host_range(physical, size_of::<T>() as u64).ok();
+        Ok((linear, cell.filter(|_| self.store_log.is_none()).map(<*mut u8>::cast)))
     }
 
     /// Tells the tracker of a store through [`Cpu::atomic_cell`].
     #[inline(always)]
     pub(crate) fn stored_at(&mut self, linear: u64, len: usize) {
-        self.stored(linear, len);
+        if linear ^ self.entry(linear).write <= OFFSET {
+            self.stored(linear, len);
+        } else {
+            self.note_physical_store(self.mmu.aside, len as u64);
+        }
     }
 
     #[inline(always)]

@@ -136,6 +136,9 @@ impl Cpu {
         if self.long64 && !self.is_canonical(last) {
             return Err(self.segment_fault(segment));
         }
+        if self.debug.is_some() {
+            self.note_watched(linear, len, access);
+        }
         if self.mmu.check_breakpoints {
             self.watch(linear, len, access);
         }
@@ -315,7 +318,11 @@ impl Cpu {
             mmu.large[word] |= bit;
             mmu.huge |= if found.page_shift > 22 { Mmu::huge_bit(linear) } else { 0 };
         }
-        let set = mmu.tlb.current_mut();
+        if self.is_watched_page(linear) {
+            self.mmu.tlb.current_mut().drop_entry(slot);
+            return;
+        }
+        let set = self.mmu.tlb.current_mut();
         let Some(region) = self.memory.find(page) else {
             set.drop_entry(slot);
             return;

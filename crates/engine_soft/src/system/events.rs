@@ -17,10 +17,11 @@ const MASKABLE: u32 = event::INTR | event::PIC | event::EXT_INT;
 impl Cpu {
     /// Recomputes which events matter: after changes of IF, NMI blocking and activity.
     pub fn update_event_mask(&mut self) {
-        let always = event::KICK | event::INIT | event::TICK;
+        let always = event::KICK | event::INIT | event::TICK | event::DEBUG;
         self.event_mask = match self.mp_state {
             MpState::Uninitialized => always,
             MpState::InitReceived => always | event::SIPI,
+            MpState::Runnable if self.holds_interrupts() => always | event::APIC_ERROR,
             MpState::Runnable | MpState::Halted => {
                 let nmi = if self.system.nmi_blocked { 0 } else { event::NMI };
                 let heard = self.has_flag(RFlags::IF) || self.breaks_on_masked();
@@ -56,6 +57,10 @@ impl Cpu {
                     translator.timer_fired();
                 }
                 self.tick();
+                continue;
+            }
+            if self.take_event(event::DEBUG) {
+                // The loops have looked up; what was hit is told of behind the instruction.
                 continue;
             }
             if self.take_event(event::INIT) {

@@ -59,6 +59,8 @@ pub mod event {
     pub const TICK: u32 = 1 << 8;
     /// The local APIC noted an error in a message.
     pub const APIC_ERROR: u32 = 1 << 7;
+    /// Watched data were accessed: the loops look up.
+    pub const DEBUG: u32 = 1 << 9;
 }
 
 /// Time-stamp counter frequency in kHz that this engine chooses.

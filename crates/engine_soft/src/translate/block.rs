@@ -12,6 +12,7 @@ use super::share::{PLAIN, Plan, Share};
 use super::shared::{EVENT_MASK, EVENTS};
 use super::thunks::{Exit, Thunks};
 use super::unit::{Entries, Link, Next, PAGE, Site};
+use crate::debug::PageOffsets;
 use crate::decode;
 use crate::system::SystemState;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess};
@@ -101,6 +102,8 @@ pub(super) struct Context<'a> {
     pub generation: (u64, u32),
     /// Where code memory starts.
     pub memory_start: u64,
+    /// Addresses that no block has, or goes beyond.
+    pub cuts: Option<&'a PageOffsets>,
 }
 
 /// A block under construction.
@@ -180,8 +183,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Translates the block at `start` in the page. `None` if its first instruction crosses the page's end, or one
-    /// cannot be encoded with host registers: the interpreter runs them. With [`PLAIN`], no accesses share checks.
+    /// Translates the block at `start` in the page. `None` if its first instruction crosses the page's end or is cut, or
+    /// one cannot be encoded with host registers: the interpreter runs them. With [`PLAIN`], no accesses share checks.
     pub fn build(mut self, start: u16) -> Option<Built> {
         let (sites, links, shares) =
             (self.context.sites.len(), self.context.links.len(), self.context.shares.len());
@@ -253,6 +256,9 @@ impl<'a> Builder<'a> {
         let mut decoder = Decoder::with_ip(64, bytes, u64::from(start), DecoderOptions::NONE);
         let mut instructions = Vec::with_capacity(16);
         while decoder.can_decode() && instructions.len() < LONGEST_BLOCK {
+            if self.context.cuts.is_some_and(|cuts| cuts.has(decoder.ip())) {
+                break;
+            }
             let instruction = decoder.decode();
             let cut = decoder.last_error() == iced_x86::DecoderError::NoMoreBytes;
             if cut

@@ -57,6 +57,7 @@ mod x87;
 
 use crate::code::{AddressHasher, Block, LONGEST_INSN};
 use crate::cpu::{Cpu, Fault, Stop};
+use crate::debug::PageOffsets;
 use crate::decode::{self, Decoded};
 use crate::insn::Insn;
 use crate::system::SystemState;
@@ -229,6 +230,7 @@ impl Translator {
     fn block(
         &mut self,
         system: &SystemState,
+        cuts: Option<&PageOffsets>,
         unit_number: u32,
         offset: u16,
         page: &[u8; PAGE],
@@ -245,6 +247,7 @@ impl Translator {
             page,
             generation: unit.generation(),
             memory_start: self.memory.start(),
+            cuts,
         };
         let built = Builder::new(self.memory.next_address(), std::mem::take(&mut self.buffer), context)
             .build(offset)?;
@@ -343,7 +346,10 @@ impl Cpu {
                     self.set_rip(self.shared.rip_page.wrapping_add(self.shared.argument));
                     self.interpret_block()?;
                 }
-                Exit::Fault => return self.deliver_stashed(),
+                Exit::Fault => {
+                    self.forget_hit();
+                    return self.deliver_stashed();
+                }
                 Exit::Stop => return Err(Stop::Exit),
                 Exit::Done => return Ok(()),
             }
@@ -495,7 +501,7 @@ impl Cpu {
         if !translator.units.get(unit as usize)?.is_current() {
             return None;
         }
-        translator.block(&self.system, unit, offset, &bytes)
+        translator.block(&self.system, self.cuts(), unit, offset, &bytes)
     }
 
     /// The instruction of a site, to which RIP is set. `None` if its code has changed meanwhile.

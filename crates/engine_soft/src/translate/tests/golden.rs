@@ -136,6 +136,7 @@ fn translated(assemble: fn(&mut CodeAssembler) -> Assembled) -> String {
         page: &page,
         generation: (0x1234_5678_9abc, 7),
         memory_start: BASE,
+        cuts: None,
     };
     let built = Builder::new(BASE, Vec::new(), context).build(0x100).expect("the block can be translated");
     text_of(&built.code, BASE)
