@@ -10,7 +10,7 @@
 //! whole machine moves: `policy` decides that, and [`crate::Machine::follow_policy`] does it.
 
 use crate::policy::{Causes, Record};
-use engine::{Engine, EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit, VmSettings};
+use engine::{DebugStops, Engine, EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit, VmSettings};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -149,6 +149,11 @@ impl Vcpu for CarriedVcpu {
 
     fn set_excursion_state(&mut self, state: &x86::CpuState) -> Result<(), EngineError> {
         self.main.set_excursion_state(state)
+    }
+
+    fn set_debug_stops(&mut self, stops: &DebugStops) -> Result<(), EngineError> {
+        self.carrier.set_debug_stops(stops)?;
+        self.main.set_debug_stops(stops)
     }
 
     fn occupation(&self) -> Occupation {

@@ -13,6 +13,7 @@
 //! ```
 
 pub mod board;
+mod debug;
 pub mod engines;
 mod excursion;
 mod interrupts;
@@ -27,6 +28,7 @@ mod vcpu_thread;
 
 pub use board::{BoardSettings, Disk};
 pub use chipset::serial::{Serial, SerialBackend};
+pub use debug::RunMode;
 pub use excursion::Carrier;
 pub use life::{EngineAdvice, Machine, MachineError, MachineEvent, MachineSettings};
 pub use loader::{BootSource, EntryProtocol};

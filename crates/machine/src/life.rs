@@ -1,6 +1,7 @@
 //! The life of a machine.
 
 use crate::board::{Board, BoardError, BoardEvents, BoardSettings, Surroundings};
+use crate::debug::Debugged;
 use crate::excursion::Carrier;
 use crate::interrupts::InterruptGate;
 use crate::memory_map;
@@ -36,6 +37,8 @@ pub enum MachineEvent {
     GuestPanic,
     /// The engine should change: call [`Machine::follow_advice`].
     Engine(EngineAdvice),
+    /// A processor stopped for the debugger: pause, and ask [`Machine::take_debug_stops`].
+    Debug,
     /// A processor shut down after a triple fault.
     TripleFault {
         /// Which.
@@ -126,13 +129,14 @@ pub struct Machine {
     pub(crate) herd: Arc<Herd>,
     threads: Vec<JoinHandle<()>>,
     boot: loader::BootSource,
-    settings: VmSettings,
+    pub(crate) settings: VmSettings,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) carrier: Option<Carrier>,
     finished_counts: ExitCounts,
     pub(crate) engine_switches: u64,
     causes: Arc<Causes>,
     pub(crate) moves: Moves,
+    pub(crate) debugged: Debugged,
 }
 
 impl Machine {
@@ -209,6 +213,7 @@ impl Machine {
             engine_switches: 0,
             causes: Arc::default(),
             moves,
+            debugged: Debugged::default(),
         };
         match saved {
             Some(saved) => machine.load_saved(saved)?,
@@ -226,6 +231,7 @@ impl Machine {
         let sender = Mutex::new(sender);
         let on_exit: Arc<ExitHandler> = Arc::new(move |vcpu, exit| {
             let event = match exit {
+                VmExit::Debug(_) => MachineEvent::Debug,
                 VmExit::TripleFault => MachineEvent::TripleFault { vcpu },
                 VmExit::BetterElsewhere { detail } => {
                     tracing::info!(vcpu, detail, "the engine should change");
@@ -252,6 +258,11 @@ impl Machine {
         self.settings.tsc_khz = self.settings.tsc_khz.or(Some(vm.tsc_khz()).filter(|khz| *khz != 0));
         for (vcpu, state) in vcpus.iter_mut().zip(states.unwrap_or_default()) {
             vcpu.set_state(state)?;
+        }
+        if !self.debugged.is_empty() {
+            for (index, vcpu) in (0..).zip(&mut vcpus) {
+                self.debugged.load(index, vcpu.as_mut())?;
+            }
         }
         self.gate.connect(Some(vm));
         self.herd.set_vcpus(vcpus);

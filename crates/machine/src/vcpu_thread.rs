@@ -3,7 +3,7 @@
 //! A processor is locked by its thread while it runs. Whoever wants all processors to stand asks the [`Herd`]:
 //! it kicks them, waits until each thread has parked, and then the locks are free.
 
-use engine::{Kick, Vcpu, VcpuIo, VmExit};
+use engine::{DebugStop, Kick, Vcpu, VcpuIo, VmExit};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,6 +19,19 @@ enum Order {
 struct HerdState {
     order: Order,
     parked: usize,
+    /// Which stand while the others run.
+    held: Vec<bool>,
+    /// Why processors stopped for the debugger.
+    stops: Vec<(u32, DebugStop)>,
+}
+
+impl HerdState {
+    fn order_for(&self, index: usize) -> Order {
+        match self.order {
+            Order::Run if self.held.get(index).is_some_and(|held| *held) => Order::Park,
+            order => order,
+        }
+    }
 }
 
 /// What a thread says when its processor cannot simply go on.
@@ -37,7 +50,7 @@ impl Herd {
     /// Parked processors without threads.
     pub fn new(count: u32, io: Arc<dyn VcpuIo + Send + Sync>) -> Arc<Self> {
         Arc::new(Herd {
-            state: Mutex::new(HerdState { order: Order::Park, parked: 0 }),
+            state: Mutex::new(HerdState { order: Order::Park, parked: 0, held: Vec::new(), stops: Vec::new() }),
             changed: Condvar::new(),
             vcpus: (0..count).map(|_| Mutex::new(None)).collect(),
             kickers: Mutex::default(),
@@ -67,6 +80,25 @@ impl Herd {
             }
         }
         Ok(())
+    }
+
+    /// Calls `visit` for one processor, if there is one. All threads are parked.
+    pub fn visit(&self, index: u32, visit: impl FnOnce(&mut dyn Vcpu)) {
+        if let Some(place) = self.vcpus.get(index as usize)
+            && let Some(vcpu) = place.lock().as_mut()
+        {
+            visit(vcpu.as_mut());
+        }
+    }
+
+    /// From now on these (by index) do not run with the others. All threads are parked.
+    pub fn hold(&self, held: Vec<bool>) {
+        self.state.lock().held = held;
+    }
+
+    /// Why processors stopped for the debugger since this was asked last.
+    pub fn take_stops(&self) -> Vec<(u32, DebugStop)> {
+        std::mem::take(&mut self.state.lock().stops)
     }
 
     /// Starts the threads, parked.
@@ -110,11 +142,11 @@ impl Herd {
         self.kickers.lock().iter().for_each(|kicker| kicker.kick());
     }
 
-    fn wait_for_order(&self) -> Order {
+    fn wait_for_order(&self, index: usize) -> Order {
         let mut state = self.state.lock();
         state.parked += 1;
         self.changed.notify_all();
-        while state.order == Order::Park {
+        while state.order_for(index) == Order::Park {
             self.changed.wait(&mut state);
         }
         state.parked -= 1;
@@ -126,7 +158,7 @@ impl Herd {
     }
 
     fn serve(&self, index: usize, on_exit: &ExitHandler) {
-        while self.wait_for_order() != Order::End {
+        while self.wait_for_order(index) != Order::End {
             let mut place = self.vcpus[index].lock();
             let Some(vcpu) = place.as_mut() else { continue };
             let mut standing = false;
@@ -134,6 +166,9 @@ impl Herd {
                 match vcpu.run(self.io.as_ref()) {
                     VmExit::Kicked => standing = self.parked_or_ended(),
                     exit => {
+                        if let VmExit::Debug(stop) = exit {
+                            self.state.lock().stops.push((index as u32, stop));
+                        }
                         on_exit(index as u32, exit);
                         standing = true;
                     }

@@ -2,12 +2,13 @@
 //!
 //! [`run`] builds the machine of a [`vm_config::VmConfig`], connects it to its [`console`], and lets the state
 //! [`driver`] decide what happens: it is the only owner of the machine's life, and people, [`signals`],
-//! clients of the [`control`] socket and the guest itself only queue requests to it.
+//! clients of the [`control`] socket, a debugger at the [`gdb`] socket and the guest itself only queue requests to it.
 //!
 //! ```text
 //!   signalfd ──┐
 //!   Ctrl-] ────┤
-//!   control ───┼──> Request queue ──> driver ──> Machine
+//!   control ───┤
+//!   gdb ───────┼──> Request queue ──> driver ──> Machine
 //!   guest ─────┘                        └──> Outcome ──> exit status
 //! ```
 
@@ -16,6 +17,7 @@ pub mod control;
 pub mod disks;
 pub mod driver;
 pub mod fatal;
+pub mod gdb;
 mod outcome;
 mod run;
 pub mod signals;

@@ -117,6 +117,14 @@ pub enum VmmError {
         /// What is there.
         found: &'static str,
     },
+    /// A TCP port cannot be listened at.
+    #[error("Nobody can listen at {place}")]
+    Listen {
+        /// Where.
+        place: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A socket cannot listen.
     #[error("Socket {} cannot be made", .path.display())]
     Socket {
@@ -152,6 +160,7 @@ impl VmmError {
             | VmmError::Disk(_)
             | VmmError::Export(_)
             | VmmError::TwoRoles { .. }
+            | VmmError::Listen { .. }
             | VmmError::SocketTaken { .. }
             | VmmError::Socket { .. }
             | VmmError::Console { .. }

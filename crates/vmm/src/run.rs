@@ -4,11 +4,14 @@ use crate::console::{Console, OutputQueue};
 use crate::control::protocol::{Command, EngineName, Event, Reply};
 use crate::control::server::Server;
 use crate::disks::RunningDisks;
-use crate::driver::{Guest, Request, drive};
+use crate::driver::{DriveOptions, Guest, Request, drive};
+use crate::gdb::commands::{DebugCommand, DebugReply};
+use crate::gdb::{GdbOptions, GdbServer};
 use crate::signals::{Signals, stop_process};
 use crate::socket::Listener;
 use crate::stats::{State, Stats, Status};
 use crate::{Outcome, VmmError, disks, fatal, terminal};
+use engine::DebugStop;
 use engine::cpu_model::CpuModel;
 use machine::engines::{Chosen, choose};
 use machine::{
@@ -28,6 +31,8 @@ pub struct RunOptions {
     pub stats: bool,
     /// Listen for requests at this path.
     pub control: Option<PathBuf>,
+    /// Listen for a debugger.
+    pub gdb: Option<GdbOptions>,
 }
 
 /// Runs a machine in this process until it ends.
@@ -68,6 +73,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     let (machine, events) = Machine::new(settings)?;
     // Sockets and files come last: whatever else is wrong leaves nothing behind.
     let listener = options.control.as_deref().map(Listener::bind).transpose()?;
+    let gdb = options.gdb.as_ref().map(|gdb| GdbServer::bind(&gdb.address)).transpose()?;
     let serial = Console::open(&config.serial, queue, machine.serial().clone(), sender.clone())?;
     let mut consoles = vec![serial];
     if let (Some(config), Some(queue), Some(device)) = (&config.console, console_queue, machine.console()) {
@@ -76,6 +82,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     let thread = |source| VmmError::Host { what: "a thread", source };
     let server =
         listener.map(|listener| Server::start(listener, sender.clone())).transpose().map_err(thread)?;
+    gdb.as_ref().map_or(Ok(()), |gdb| gdb.start(sender.clone())).map_err(thread)?;
     signals.forward(sender.clone()).map_err(thread)?;
     let forward_events = move || {
         for event in events {
@@ -95,7 +102,11 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
         since: None,
         ran: Duration::ZERO,
     };
-    let outcome = drive(&mut guest, &requests, config.no_reboot);
+    let drive_options = DriveOptions {
+        no_reboot: config.no_reboot,
+        wait_for_debugger: options.gdb.as_ref().is_some_and(|gdb| gdb.wait),
+    };
+    let outcome = drive(&mut guest, &requests, drive_options);
     let stats = options.stats.then(|| guest.stats());
     // The guest's last words before ours, and the terminal as it was.
     let disks = std::mem::take(&mut guest.disks);
@@ -202,6 +213,15 @@ impl Guest for RunningGuest<'_> {
 
     fn disk_command(&mut self, command: Command) -> Reply {
         self.disks.obey(command)
+    }
+
+    fn debug(&mut self, command: DebugCommand) -> DebugReply {
+        crate::gdb::commands::obey(&mut self.machine, command)
+            .unwrap_or_else(|error| DebugReply::Refused(in_words(&error)))
+    }
+
+    fn take_debug_stops(&mut self) -> Vec<(u32, DebugStop)> {
+        self.machine.take_debug_stops()
     }
 
     fn stop_process(&mut self) {

@@ -7,6 +7,7 @@ use vm_config::{
     ByteSize, DEFAULT_DEBUG_EXIT_PORT, DiskConfig, EngineChoice, EntryChoice, SerialConfig, SoftwareTier,
     VmConfig,
 };
+use vmm::gdb::GdbOptions;
 use vmm::{Outcome, RunOptions, VmmError};
 
 const AFTER_HELP: &str = "\
@@ -110,6 +111,9 @@ pub struct RunArgs {
     /// Listen for `vireo ctl` at this Unix socket
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Listen for gdb: unix:PATH or tcp:HOST:PORT; `,wait` holds the guest before its first instruction
+    #[arg(long, value_name = "SOCKET")]
+    gdb: Option<GdbOptions>,
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {
@@ -156,7 +160,11 @@ impl RunArgs {
 
 pub fn run(arguments: &RunArgs) -> Result<u8> {
     let config = arguments.config()?;
-    let options = RunOptions { stats: arguments.stats, control: arguments.control.clone() };
+    let options = RunOptions {
+        stats: arguments.stats,
+        control: arguments.control.clone(),
+        gdb: arguments.gdb.clone(),
+    };
     let outcome = vmm::run(&config, &options)?;
     match &outcome {
         Outcome::GuestPanic | Outcome::TripleFault { .. } | Outcome::Reset => {

@@ -1,8 +1,13 @@
 //! The state driver: one thread owns the machine's life; everybody else queues requests.
 
+mod debugger;
+
 use crate::Outcome;
 use crate::control::protocol::{Command, EngineName, Event, Refusal, RefusalKind, Reply};
+use crate::gdb::commands::{DebugCommand, DebugReply};
 use crate::stats::{Stats, Status};
+use debugger::Debugger;
+use engine::DebugStop;
 use machine::{EngineAdvice, HostFailure, MachineEvent};
 use serde_json::json;
 use std::sync::mpsc::{Receiver, Sender};
@@ -35,6 +40,13 @@ pub enum Request {
         disk: String,
         /// What failed.
         failure: HostFailure,
+    },
+    /// The debugger asks.
+    Debug {
+        /// For what.
+        command: DebugCommand,
+        /// Takes the answer.
+        reply: Sender<DebugReply>,
     },
     /// The guest, or its processors, said something.
     Guest(MachineEvent),
@@ -72,6 +84,10 @@ pub trait Guest {
     fn switch_engine(&mut self, engine: EngineName) -> Result<bool, String>;
     /// Does something with a disk: a command that is of no other kind.
     fn disk_command(&mut self, command: Command) -> Reply;
+    /// Does what a debugger asks of the standing guest, all but holding it and letting it go.
+    fn debug(&mut self, command: DebugCommand) -> DebugReply;
+    /// Why processors of the standing guest stopped for a debugger since this was asked last.
+    fn take_debug_stops(&mut self) -> Vec<(u32, DebugStop)>;
     /// Stops the process until somebody continues it. The guest stands.
     fn stop_process(&mut self);
     /// The process was continued.
@@ -82,10 +98,22 @@ pub trait Guest {
     fn announce(&mut self, event: Event);
 }
 
+/// How a machine is driven.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DriveOptions {
+    /// A reset ends the machine.
+    pub no_reboot: bool,
+    /// The guest stands until a debugger lets it go.
+    pub wait_for_debugger: bool,
+}
+
 /// Starts the guest and serves requests until the machine ends. The guest stands afterwards.
-pub fn drive(guest: &mut dyn Guest, requests: &Receiver<Request>, no_reboot: bool) -> Outcome {
-    let mut driver = Driver { guest, running: false, terminating: false, no_reboot, paused_by: None };
-    driver.set_running(true);
+pub fn drive(guest: &mut dyn Guest, requests: &Receiver<Request>, options: DriveOptions) -> Outcome {
+    let no_reboot = options.no_reboot;
+    let debugger = Debugger::new(options.wait_for_debugger);
+    let mut driver =
+        Driver { guest, wanted: true, running: false, debugger, terminating: false, no_reboot, paused_by: None };
+    driver.settle();
     let outcome = loop {
         // Nobody left to ask for anything: nothing will ever end this machine but this.
         let Ok(request) = requests.recv() else { break Outcome::Ended };
@@ -93,14 +121,19 @@ pub fn drive(guest: &mut dyn Guest, requests: &Receiver<Request>, no_reboot: boo
             break outcome;
         }
     };
-    driver.set_running(false);
+    driver.set_wanted(false);
+    driver.debugger.ended(outcome.exit_code());
     driver.guest.announce(Event::Ended { reason: outcome.to_string(), exit_status: outcome.exit_code() });
     outcome
 }
 
 struct Driver<'a> {
     guest: &'a mut dyn Guest,
+    /// Whether people want the guest to run.
+    wanted: bool,
+    /// Whether it does: a debugger may hold it.
     running: bool,
+    debugger: Debugger,
     terminating: bool,
     no_reboot: bool,
     /// The disk's failure that paused the machine.
@@ -108,25 +141,34 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    fn set_running(&mut self, running: bool) {
-        if self.running == running {
-            return;
-        }
-        self.running = running;
-        if running {
-            self.paused_by = None;
-            self.guest.resume();
-        } else {
+    fn set_wanted(&mut self, wanted: bool) {
+        self.wanted = wanted;
+        self.settle();
+    }
+
+    /// Lets the guest run if everybody wants that.
+    fn settle(&mut self) {
+        if self.running && !(self.wanted && !self.debugger.holds()) {
+            self.running = false;
             self.guest.pause();
+        }
+        if !self.running {
+            self.hear_stops();
+            if self.wanted && !self.debugger.holds() {
+                self.running = true;
+                self.paused_by = None;
+                self.guest.resume();
+            }
         }
     }
 
     /// Stops the guest for a moment.
     fn while_standing<T>(&mut self, work: impl FnOnce(&mut dyn Guest) -> T) -> T {
-        let was_running = self.running;
-        self.set_running(false);
+        if std::mem::take(&mut self.running) {
+            self.guest.pause();
+        }
         let result = work(self.guest);
-        self.set_running(was_running);
+        self.settle();
         result
     }
 
@@ -136,7 +178,7 @@ impl Driver<'_> {
             Request::Terminate => {
                 self.terminating = true;
                 self.press_power_button();
-                self.set_running(true);
+                self.set_wanted(true);
             }
             Request::Quit => return Some(Outcome::Ended),
             Request::Stats => self.while_standing(|guest| guest.print_stats()),
@@ -150,6 +192,10 @@ impl Driver<'_> {
                 return outcome;
             }
             Request::DiskFailed { disk, failure } => self.disk_failed(disk, failure),
+            Request::Debug { command, reply } => {
+                // A debugger that has gone wants no answer.
+                let _ = reply.send(self.debug(command));
+            }
             Request::Guest(event) => return self.guest_event(event),
         }
         None
@@ -191,8 +237,8 @@ impl Driver<'_> {
     }
 
     fn change_running(&mut self, running: bool) {
-        if self.running != running {
-            self.set_running(running);
+        if self.wanted != running {
+            self.set_wanted(running);
             self.guest.announce(if running { Event::Resumed } else { Event::Paused });
         }
     }
@@ -231,6 +277,10 @@ impl Driver<'_> {
             MachineEvent::Reset => self.reset(),
             MachineEvent::DebugExit(value) => Some(Outcome::DebugExit(value)),
             MachineEvent::GuestPanic => Some(Outcome::GuestPanic),
+            MachineEvent::Debug => {
+                self.while_standing(|_| ());
+                None
+            }
             MachineEvent::Engine(advice) => self.change_engine(advice),
             MachineEvent::TripleFault { vcpu } => Some(Outcome::TripleFault { vcpu }),
             MachineEvent::Failed { vcpu, detail } => {
@@ -271,161 +321,4 @@ fn to_reply(result: impl serde::Serialize) -> Reply {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::stats::State;
-    use std::sync::mpsc::channel;
-
-    #[derive(Default)]
-    struct Fake {
-        log: Vec<&'static str>,
-        events: Vec<Event>,
-    }
-
-    impl Guest for Fake {
-        fn resume(&mut self) {
-            self.log.push("resume");
-        }
-        fn pause(&mut self) {
-            self.log.push("pause");
-        }
-        fn reset(&mut self) -> Result<(), String> {
-            self.log.push("reset");
-            Ok(())
-        }
-        fn change_engine(&mut self, _: EngineAdvice) -> Result<Option<EngineName>, String> {
-            self.log.push("change");
-            Ok(Some(EngineName::Software))
-        }
-        fn press_power_button(&mut self) {
-            self.log.push("button");
-        }
-        fn stats(&mut self) -> Stats {
-            self.log.push("stats");
-            Stats::default()
-        }
-        fn print_stats(&mut self) {
-            self.log.push("print");
-        }
-        fn status(&self, running: bool) -> Status {
-            Status { state: if running { State::Running } else { State::Paused }, ..Status::default() }
-        }
-        fn switch_engine(&mut self, engine: EngineName) -> Result<bool, String> {
-            self.log.push("switch");
-            if engine == EngineName::Kvm { Err("no KVM".to_owned()) } else { Ok(true) }
-        }
-        fn disk_command(&mut self, _: Command) -> Reply {
-            self.log.push("disk");
-            Ok(json!({}))
-        }
-        fn stop_process(&mut self) {
-            self.log.push("stop-process");
-        }
-        fn continued(&mut self) {
-            self.log.push("continued");
-        }
-        fn resized(&mut self) {
-            self.log.push("resized");
-        }
-        fn announce(&mut self, event: Event) {
-            self.events.push(event);
-        }
-    }
-
-    fn control(command: Command) -> Request {
-        Request::Control { command, reply: channel().0 }
-    }
-
-    fn play(requests: &[Request], no_reboot: bool) -> (Outcome, Fake) {
-        let (sender, receiver) = channel();
-        requests.iter().for_each(|request| sender.send(request.clone()).unwrap());
-        drop(sender);
-        let mut guest = Fake::default();
-        let outcome = drive(&mut guest, &receiver, no_reboot);
-        assert!(matches!(guest.events.pop(), Some(Event::Ended { .. })));
-        (outcome, guest)
-    }
-
-    #[test]
-    fn the_second_termination_ends() {
-        let (outcome, guest) = play(&[Request::Terminate, Request::Terminate], false);
-        assert_eq!((outcome, guest.log), (Outcome::Ended, vec!["resume", "button", "pause"]));
-    }
-
-    #[test]
-    fn a_paused_guest_hears_the_power_button() {
-        let pause = control(Command::Pause {});
-        let (_, guest) = play(&[pause.clone(), pause, Request::Terminate, Request::Quit], false);
-        assert_eq!(guest.log, ["resume", "pause", "button", "resume", "pause"]);
-        assert_eq!(guest.events, [Event::Paused, Event::PowerButton]);
-    }
-
-    #[test]
-    fn a_reset_restarts_or_ends() {
-        let reset = Request::Guest(MachineEvent::Reset);
-        let off = Request::Guest(MachineEvent::PowerOff);
-        let (outcome, guest) = play(&[reset.clone(), off], false);
-        assert_eq!(
-            (outcome, guest.log),
-            (Outcome::PowerOff, vec!["resume", "pause", "reset", "resume", "pause"])
-        );
-        assert_eq!(play(&[reset], true).0, Outcome::Reset);
-    }
-
-    #[test]
-    fn engines_change_on_a_standing_guest() {
-        let advice = Request::Guest(MachineEvent::Engine(EngineAdvice::Leave));
-        let (_, guest) = play(&[advice.clone(), control(Command::Pause {}), advice, Request::Quit], false);
-        assert_eq!(guest.log, ["resume", "pause", "change", "resume", "pause", "change"]);
-        assert_eq!(guest.events[0], Event::EngineSwitched { engine: EngineName::Software });
-    }
-
-    #[test]
-    fn counters_are_read_from_a_standing_guest() {
-        let requests = [Request::Stats, control(Command::Pause {}), control(Command::Stats {})];
-        let (_, guest) = play(&requests, false);
-        assert_eq!(guest.log, ["resume", "pause", "print", "resume", "pause", "stats"]);
-    }
-
-    #[test]
-    fn a_suspended_process_takes_its_guest_along_and_leaves_a_paused_one_paused() {
-        let suspend = [Request::Suspend, Request::Continued];
-        assert_eq!(
-            play(&suspend, false).1.log,
-            ["resume", "pause", "stop-process", "resume", "continued", "pause"]
-        );
-        let paused = [control(Command::Pause {}), Request::Suspend, Request::Continued];
-        assert_eq!(play(&paused, false).1.log, ["resume", "pause", "stop-process", "continued"]);
-    }
-
-    #[test]
-    fn requests_are_answered_by_the_state_they_find() {
-        let (sender, receiver) = channel();
-        let commands = [
-            Command::Status {},
-            Command::Pause {},
-            Command::Status {},
-            Command::SwitchEngine { engine: EngineName::Kvm },
-            Command::SwitchEngine { engine: EngineName::Software },
-            Command::Stop {},
-        ];
-        let answers: Vec<_> = commands
-            .map(|command| {
-                let (reply, answer) = channel();
-                sender.send(Request::Control { command, reply }).unwrap();
-                answer
-            })
-            .into_iter()
-            .collect();
-        let mut guest = Fake::default();
-        assert_eq!(drive(&mut guest, &receiver, false), Outcome::Ended);
-        let answers: Vec<Reply> = answers.iter().map(|answer| answer.recv().unwrap()).collect();
-        let state = |index: usize| answers[index].clone().unwrap()["state"].clone();
-        assert_eq!((state(0), state(2)), (json!("running"), json!("paused")));
-        assert_eq!(answers[3].clone().unwrap_err().kind, RefusalKind::Failed);
-        assert_eq!(answers[4], Ok(json!({ "engine": "software" })));
-        assert_eq!(answers[5], Ok(json!({})));
-        assert_eq!(guest.log, ["resume", "pause", "switch", "switch"]);
-        assert_eq!(guest.events[1], Event::EngineSwitched { engine: EngineName::Software });
-    }
-}
+mod tests;
