@@ -41,6 +41,8 @@ pub fn test(options: &TestOptions) -> Result<()> {
     guests::need("nbdinfo", "libnbd-bin")?;
     guests::need("fio", "fio")?;
     guests::need("openssl", "openssl")?;
+    // The debugger that debugs guests.
+    guests::need("gdb", "gdb")?;
     // The oracle of our ACPI tables.
     guests::need("iasl", "acpica-tools")?;
     let nextest = command::is_installed("cargo-nextest");

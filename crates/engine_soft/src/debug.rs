@@ -143,9 +143,8 @@ impl Cpu {
     pub(crate) fn note_watched(&mut self, linear: u64, len: u64, access: Access) {
         // What is rehearsed will be executed, too.
         let Some(debug) = self.debug.as_mut().filter(|_| self.store_log.is_none()) else { return };
-        let hits = |watch: &&Watchpoint| {
-            watch.kind.covers(access == Access::Write) && watch.overlaps(linear, len)
-        };
+        let hits =
+            |watch: &&Watchpoint| watch.kind.covers(access == Access::Write) && watch.overlaps(linear, len);
         if let Some(&watch) = debug.stops.watchpoints.iter().find(hits) {
             debug.hit = Some(DebugStop::Watchpoint(watch));
             self.block_end = 0;

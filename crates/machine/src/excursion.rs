@@ -10,7 +10,9 @@
 //! whole machine moves: `policy` decides that, and [`crate::Machine::follow_policy`] does it.
 
 use crate::policy::{Causes, Record};
-use engine::{DebugStops, Engine, EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit, VmSettings};
+use engine::{
+    DebugStops, Engine, EngineError, ExitCounts, Kick, Occupation, Vcpu, VcpuIo, VmExit, VmSettings,
+};
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -50,7 +50,12 @@ impl Herd {
     /// Parked processors without threads.
     pub fn new(count: u32, io: Arc<dyn VcpuIo + Send + Sync>) -> Arc<Self> {
         Arc::new(Herd {
-            state: Mutex::new(HerdState { order: Order::Park, parked: 0, held: Vec::new(), stops: Vec::new() }),
+            state: Mutex::new(HerdState {
+                order: Order::Park,
+                parked: 0,
+                held: Vec::new(),
+                stops: Vec::new(),
+            }),
             changed: Condvar::new(),
             vcpus: (0..count).map(|_| Mutex::new(None)).collect(),
             kickers: Mutex::default(),

@@ -75,6 +75,21 @@ impl Material {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// What `vireo doctor` says, or `None` where machines do not run on KVM at all; then it says what is lacking.
+    ///
+    /// # Errors
+    /// When the program cannot be run.
+    pub fn kvm(&self) -> Result<Option<String>> {
+        let output = self.command(&["doctor"]).output()?;
+        let said = String::from_utf8(output.stdout)?;
+        let verdict = said.lines().last().unwrap_or_default();
+        if verdict.contains("KVM is not usable") {
+            eprintln!("skipped: {verdict}");
+            return Ok(None);
+        }
+        Ok(Some(said))
+    }
+
     /// `vireo` with arguments of the test's own.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {

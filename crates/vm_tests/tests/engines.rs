@@ -6,18 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use vm_tests::Material;
 
-/// What `vireo doctor` says, or `None` where machines do not run on KVM at all; then it says what is lacking.
-fn kvm_here(material: &Material) -> Result<Option<String>> {
-    let output = material.command(&["doctor"]).output()?;
-    let said = String::from_utf8(output.stdout)?;
-    let verdict = said.lines().last().unwrap_or_default();
-    if verdict.contains("KVM is not usable") {
-        eprintln!("skipped: {verdict}");
-        return Ok(None);
-    }
-    Ok(Some(said))
-}
-
 fn switch(material: &Material, socket: &Path, engine: &str) -> Result<()> {
     let command = &mut material.command(&["ctl", &socket.display().to_string(), "switch-engine", engine]);
     let output = command.output()?;
@@ -40,7 +28,7 @@ fn work_lines(text: &str) -> Vec<String> {
 fn a_guest_at_work_moves_from_software_to_kvm_and_back() -> Result<()> {
     const STEPS: usize = 120;
     let Some(material) = Material::find() else { return Ok(()) };
-    let Some(found) = kvm_here(&material)? else { return Ok(()) };
+    let Some(found) = material.kvm()? else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("ctl");
     let path = socket.display().to_string();
@@ -89,7 +77,7 @@ fn a_guest_at_work_moves_from_software_to_kvm_and_back() -> Result<()> {
 #[ignore = "the host's KVM decides how long it takes: cargo xtask test -- --run-ignored all debian_boots_on_kvm"]
 fn debian_boots_on_kvm_to_its_login_prompt() -> Result<()> {
     let Some(material) = Material::find() else { return Ok(()) };
-    if kvm_here(&material)?.is_none() {
+    if material.kvm()?.is_none() {
         return Ok(());
     }
     let outcome = vm_tests::debian_up_and_down(&material, &["--engine", "kvm", "--stats"])?;

@@ -160,11 +160,8 @@ impl RunArgs {
 
 pub fn run(arguments: &RunArgs) -> Result<u8> {
     let config = arguments.config()?;
-    let options = RunOptions {
-        stats: arguments.stats,
-        control: arguments.control.clone(),
-        gdb: arguments.gdb.clone(),
-    };
+    let options =
+        RunOptions { stats: arguments.stats, control: arguments.control.clone(), gdb: arguments.gdb.clone() };
     let outcome = vmm::run(&config, &options)?;
     match &outcome {
         Outcome::GuestPanic | Outcome::TripleFault { .. } | Outcome::Reset => {

@@ -57,10 +57,8 @@ impl Driver<'_> {
     pub(super) fn debug(&mut self, command: DebugCommand) -> DebugReply {
         match command {
             DebugCommand::Attach(bell) => {
-                let reply = self.while_standing(|guest| guest.debug(DebugCommand::Attach(bell.clone())));
-                self.debugger = Debugger { bell: Some(bell), holds: true, waiting: Vec::new() };
-                self.settle();
-                reply
+                self.debugger = Debugger { bell: Some(bell.clone()), holds: true, waiting: Vec::new() };
+                self.while_standing(|guest| guest.debug(DebugCommand::Attach(bell)))
             }
             DebugCommand::Detach => {
                 let reply = self.while_standing(|guest| {

@@ -111,8 +111,15 @@ pub struct DriveOptions {
 pub fn drive(guest: &mut dyn Guest, requests: &Receiver<Request>, options: DriveOptions) -> Outcome {
     let no_reboot = options.no_reboot;
     let debugger = Debugger::new(options.wait_for_debugger);
-    let mut driver =
-        Driver { guest, wanted: true, running: false, debugger, terminating: false, no_reboot, paused_by: None };
+    let mut driver = Driver {
+        guest,
+        wanted: true,
+        running: false,
+        debugger,
+        terminating: false,
+        no_reboot,
+        paused_by: None,
+    };
     driver.settle();
     let outcome = loop {
         // Nobody left to ask for anything: nothing will ever end this machine but this.

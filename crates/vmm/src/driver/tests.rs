@@ -1,14 +1,18 @@
 //! The driver with a guest that only notes what is done to it.
 
 use super::*;
+use crate::gdb::commands::{Bell, Stopped};
 use crate::stats::State;
+use engine::{WatchKind, Watchpoint};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 #[derive(Default)]
 struct Fake {
     log: Vec<&'static str>,
     events: Vec<Event>,
-    stops: Vec<(u32, DebugStop)>,
+    stops: Arc<Mutex<Vec<(u32, DebugStop)>>>,
 }
 
 impl Guest for Fake {
@@ -52,7 +56,7 @@ impl Guest for Fake {
         DebugReply::Done
     }
     fn take_debug_stops(&mut self) -> Vec<(u32, DebugStop)> {
-        std::mem::take(&mut self.stops)
+        std::mem::take(&mut self.stops.lock())
     }
     fn disk_command(&mut self, _: Command) -> Reply {
         self.log.push("disk");
@@ -136,6 +140,72 @@ fn a_suspended_process_takes_its_guest_along_and_leaves_a_paused_one_paused() {
     );
     let paused = [control(Command::Pause {}), Request::Suspend, Request::Continued];
     assert_eq!(play(&paused, false).1.log, ["resume", "pause", "stop-process", "continued"]);
+}
+
+fn debug(command: DebugCommand) -> Request {
+    Request::Debug { command, reply: channel().0 }
+}
+
+#[test]
+fn a_guest_runs_when_debugger_and_people_want_it() {
+    let bell = Arc::new(Bell::new().unwrap());
+    let requests = [
+        debug(DebugCommand::Attach(bell.clone())),
+        control(Command::Resume {}),
+        control(Command::Pause {}),
+        debug(DebugCommand::Resume(Vec::new())),
+        control(Command::Resume {}),
+        debug(DebugCommand::Interrupt),
+        debug(DebugCommand::Detach),
+    ];
+    let (_, guest) = play(&requests, false);
+    let attached = ["resume", "pause", "debug", "modes", "resume", "pause"];
+    let detached = ["stops", "modes", "resume", "pause"];
+    assert_eq!(guest.log, [&attached[..], &detached].concat());
+    assert_eq!(bell.hear(), None);
+}
+
+#[test]
+fn a_stop_is_told_before_the_guest_runs_again() {
+    let watch = Watchpoint { address: 4, len: 1, kind: WatchKind::Write };
+    let bell = Arc::new(Bell::new().unwrap());
+    let mut guest = Fake::default();
+    let stops = guest.stops.clone();
+    let debugger = Debugger::new(true);
+    let mut driver = Driver {
+        guest: &mut guest,
+        wanted: true,
+        running: false,
+        debugger,
+        terminating: false,
+        no_reboot: false,
+        paused_by: None,
+    };
+    driver.settle();
+    assert!(!driver.running, "it waits for a debugger");
+    driver.debug(DebugCommand::Attach(bell.clone()));
+    driver.debug(DebugCommand::Resume(Vec::new()));
+    assert!(driver.running);
+
+    // Three processors stop at once: the first is told, the breakpoint will be met again, the access will not.
+    *stops.lock() =
+        vec![(1, DebugStop::Breakpoint), (0, DebugStop::Breakpoint), (2, DebugStop::Watchpoint(watch))];
+    assert_eq!(driver.serve(Request::Guest(MachineEvent::Debug)), None);
+    assert!(!driver.running);
+    assert_eq!(bell.hear(), Some(Stopped::At { vcpu: 1, stop: DebugStop::Breakpoint }));
+    driver.debug(DebugCommand::Resume(Vec::new()));
+    assert!(!driver.running);
+    assert_eq!(bell.hear(), Some(Stopped::At { vcpu: 2, stop: DebugStop::Watchpoint(watch) }));
+    driver.debug(DebugCommand::Resume(Vec::new()));
+    assert!(driver.running);
+
+    // Somebody else's moment of standing does not lose a stop, either.
+    *stops.lock() = vec![(0, DebugStop::Step)];
+    driver.serve(Request::Stats);
+    assert!(!driver.running);
+    assert_eq!(bell.hear(), Some(Stopped::At { vcpu: 0, stop: DebugStop::Step }));
+    driver.debugger.ended(12);
+    assert_eq!(bell.hear(), Some(Stopped::Ended(12)));
 }
 
 #[test]

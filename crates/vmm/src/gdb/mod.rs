@@ -107,7 +107,8 @@ impl GdbServer {
         let door = match address {
             GdbAddress::Unix(path) => Door::Unix(Listener::bind(path)?),
             GdbAddress::Tcp(place) => Door::Tcp(
-                TcpListener::bind(place).map_err(|source| VmmError::Listen { place: place.clone(), source })?,
+                TcpListener::bind(place)
+                    .map_err(|source| VmmError::Listen { place: place.clone(), source })?,
             ),
         };
         Ok(GdbServer(Arc::new(door)))

@@ -73,7 +73,8 @@ impl Registers for Image {
     type ProgramCounter = u64;
 
     fn pc(&self) -> u64 {
-        let before: usize = REGISTERS.iter().take_while(|r| !matches!(r.place, Place::Rip)).map(Register::len).sum();
+        let before: usize =
+            REGISTERS.iter().take_while(|r| !matches!(r.place, Place::Rip)).map(Register::len).sum();
         self.0.get(before..before + 8).map_or(0, |bytes| value_of(bytes) as u64)
     }
 

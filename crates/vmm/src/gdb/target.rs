@@ -182,7 +182,8 @@ impl DebugTarget {
     }
 
     fn change_points(&mut self, change: impl FnOnce(&mut Points) -> bool) -> Refusable<bool> {
-        let before = (self.points.software.clone(), self.points.hardware.clone(), self.points.watched.clone());
+        let before =
+            (self.points.software.clone(), self.points.hardware.clone(), self.points.watched.clone());
         if !change(&mut self.points) {
             return Ok(false);
         }

@@ -27,9 +27,16 @@ fn value(state: &mut CpuState, name: &str) -> u128 {
 fn the_order_is_that_of_gdb() {
     // GDB numbers x86-64's registers: 0–15 general (RAX, RBX, RCX, RDX, …), 16 RIP, 17 EFLAGS, 24 ST0, 32 FCTRL,
     // 40 XMM0, 56 MXCSR.
-    for (number, name) in
-        [(1, "rbx"), (3, "rdx"), (7, "rsp"), (16, "rip"), (17, "eflags"), (24, "st0"), (40, "xmm0"), (56, "mxcsr")]
-    {
+    for (number, name) in [
+        (1, "rbx"),
+        (3, "rdx"),
+        (7, "rsp"),
+        (16, "rip"),
+        (17, "eflags"),
+        (24, "st0"),
+        (40, "xmm0"),
+        (56, "mxcsr"),
+    ] {
         assert_eq!(REGISTERS[number].name, name);
     }
 }
