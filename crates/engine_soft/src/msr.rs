@@ -26,6 +26,11 @@ const AMD_PLAIN: [u32; 6] = [0xc001_0015, 0xc001_001f, 0xc001_0055, 0xc001_0114,
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// IA32_MISC_ENABLE: fast strings, no branch trace, no PEBS.
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
+/// The bits of IA32_MISC_ENABLE that the manual has names for, without [`ENABLE_MONITOR`].
+const MISC_ENABLE_BITS: u64 =
+    1 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 22 | 1 << 23 | 1 << 34 | 1 << 38;
+/// And those that only tell: no branch trace, no PEBS.
+const MISC_ENABLE_TOLD: u64 = 1 << 11 | 1 << 12;
 /// IA32_MISC_ENABLE: MONITOR and MWAIT are there, and CPUID tells of them.
 pub(crate) const ENABLE_MONITOR: u64 = 1 << 18;
 /// IA32_ARCH_CAPABILITIES of a processor that never speculates: RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO,
@@ -184,7 +189,6 @@ pub(crate) fn stored() -> impl Iterator<Item = u32> {
         msr::PAT,
         msr::MISC_ENABLE,
         msr::SPEC_CTRL,
-        msr::MISC_ENABLE,
         PERF_CTL,
         DEBUGCTL,
         msr::MCG_STATUS,
@@ -218,6 +222,14 @@ impl Cpu {
         }
     }
 
+    /// The bits of IA32_SPEC_CTRL. STIBP comes with IBRS, and is ignored where it is not offered.
+    fn speculation_controls(&self) -> u64 {
+        let features = self.system.features;
+        let branches = if features.has("ibrs") { 3 } else { 0 };
+        let stores = if features.has("ssbd") { 4 } else { 0 };
+        branches | stores
+    }
+
     /// Whether a value may go into such a register.
     fn legal(&self, index: u32, value: u64) -> bool {
         match index {
@@ -227,16 +239,21 @@ impl Cpu {
             msr::TSC_AUX | msr::FMASK => value >> 32 == 0,
             msr::PAT => are_memory_types(value, true),
             msr::MTRR_DEF_TYPE => value & !0xcff == 0 && are_memory_types(value & 0xff, false),
-            msr::SPEC_CTRL => value & !7 == 0,
-            msr::MISC_ENABLE => value & ENABLE_MONITOR == 0 || self.system.features.has("monitor"),
+            msr::SPEC_CTRL => value & !self.speculation_controls() == 0,
+            msr::MISC_ENABLE => {
+                let monitor = if self.system.features.has("monitor") { ENABLE_MONITOR } else { 0 };
+                value & !(MISC_ENABLE_BITS | monitor) == 0
+            }
+            // Can only be cleared (SDM 3B 15.3.1.2).
+            msr::MCG_STATUS => value == 0,
             DEBUGCTL => value & !0xffc3 == 0,
             msr::MTRR_PHYS_BASE0..=MTRR_PHYS_LAST => {
                 let kind = index & 1 != 0 || are_memory_types(value & 0xff, false);
                 let low = if index & 1 == 0 { 0xf00 } else { 0x7ff };
                 kind && value & low == 0 && value >> self.system.physical_bits == 0
             }
-            // IA32_MCi_STATUS can only be cleared.
-            BANK_FIRST..=BANK_LAST => index & 3 != 1 || value == 0,
+            // All but IA32_MCi_CTL can only be cleared (SDM 3B 15.3.2.2 to 15.3.2.4).
+            BANK_FIRST..=BANK_LAST => index & 3 == 0 || value == 0,
             _ if fixed(index).is_some() => are_memory_types(value, false),
             _ => true,
         }
@@ -313,7 +330,10 @@ impl Cpu {
             msr::XSS if features.has("xsaves") && value == 0 => {}
             // An update that is not newer is ignored.
             msr::MICROCODE | MICROCODE_UPDATE => {}
-            _ if self.has_msr(index) && self.legal(index, value) => *self.system.msrs.cell(index)? = value,
+            _ if self.has_msr(index) && self.legal(index, value) => {
+                let told = if index == msr::MISC_ENABLE { MISC_ENABLE_TOLD } else { 0 };
+                *self.system.msrs.cell(index)? = value | told;
+            }
             _ => return None,
         }
         Some(())
