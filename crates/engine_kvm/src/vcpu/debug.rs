@@ -93,8 +93,8 @@ fn split(watch: &Watchpoint, registers: &mut Vec<Register>) {
     let access = if watch.kind == WatchKind::Write { 1 } else { 3 };
     let (mut address, mut left) = (watch.address, watch.len);
     while left > 0 && registers.len() <= REGISTERS {
-        let size = 1 << address.trailing_zeros().min(left.ilog2()).min(3);
-        let len = [0, 1, 3, 2][(size as u64).ilog2() as usize];
+        let size: u64 = 1 << address.trailing_zeros().min(left.ilog2()).min(3);
+        let len = [0, 1, 3, 2][size.ilog2() as usize];
         registers.push(Register { address, watch: Some(*watch), fields: access | len << 2 });
         (address, left) = (address.wrapping_add(size), left - size);
     }

@@ -155,7 +155,7 @@ impl Driver<'_> {
 
     /// Lets the guest run if everybody wants that.
     fn settle(&mut self) {
-        if self.running && !(self.wanted && !self.debugger.holds()) {
+        if self.running && (!self.wanted || self.debugger.holds()) {
             self.running = false;
             self.guest.pause();
         }
