@@ -55,6 +55,8 @@ pub struct OpenOptions {
     pub for_check: bool,
     /// Discards from above are ignored when set.
     pub keep_discarded: bool,
+    /// Flushes hand everything to the host and do not wait for its disk: a power loss of the host loses the image.
+    pub unflushed: bool,
     /// Opens an image that another process has open; what is read may be torn.
     pub ignore_locks: bool,
     /// Bytes of memory for caches of metadata; `None`: as much as covers the disk, at most 32 MiB.

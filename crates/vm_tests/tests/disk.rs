@@ -73,6 +73,33 @@ fn a_guest_reads_and_writes_an_image_of_every_format() -> Result<()> {
     Ok(())
 }
 
+/// `qemu-nbd` has the image; the machine has only its socket.
+#[test]
+fn a_guest_reads_and_writes_the_export_of_a_server() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let (path, socket) = (folder.path().join("disk.raw"), folder.path().join("nbd.sock"));
+    std::fs::write(&path, content())?;
+    // Without -t, it ends with its only client: the machine.
+    let server = Command::new("qemu-nbd").args(["-f", "raw", "-k"]).arg(&socket).arg(&path).spawn();
+    let Ok(mut server) = server else {
+        eprintln!("skipped: no qemu-nbd; `cargo xtask test` installs it");
+        return Ok(());
+    };
+    let appears = (0..3000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        socket.exists()
+    });
+    let ran = run_block_test(&material, &format!("nbd+unix:///?socket={}", socket.display()));
+    if !appears || ran.is_err() {
+        server.kill()?;
+    }
+    server.wait()?;
+    ran?;
+    has_what_the_guest_wrote(&std::fs::read(&path)?);
+    Ok(())
+}
+
 fn qemu_img(command: &str, secret: &str) -> Command {
     let mut qemu_img = Command::new("qemu-img");
     qemu_img.args([command, "--object", secret]);

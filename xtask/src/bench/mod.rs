@@ -4,6 +4,7 @@
 //! fail.
 
 mod cpu;
+mod disk;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -71,6 +72,8 @@ enum Measure {
     Startup,
     /// The software CPU row by row: integer, memory, floating point, SIMD, system, two vCPUs, changing code
     Cpu(cpu::CpuOptions),
+    /// Conversion of images beside qemu-img, and random requests over NBD beside qemu-nbd
+    Disk(disk::DiskOptions),
 }
 
 /// Measures.
@@ -84,6 +87,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
             None => startup("software").and_then(|()| startup("auto")),
         },
         Measure::Cpu(options) => cpu::run(options),
+        Measure::Disk(options) => disk::run(options),
     }
 }
 

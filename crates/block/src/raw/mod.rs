@@ -31,6 +31,7 @@ pub struct RawFile {
     read_only: bool,
     growable: bool,
     keep_discarded: bool,
+    unflushed: bool,
     /// The disk on its file system takes no space for zeros.
     regular: bool,
     /// A flush failed: no later one can promise anything.
@@ -111,6 +112,7 @@ impl RawFile {
             read_only: options.read_only,
             growable: regular,
             keep_discarded: options.keep_discarded,
+            unflushed: options.unflushed,
             regular,
             flush_failed: AtomicBool::new(false),
         })

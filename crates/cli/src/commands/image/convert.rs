@@ -30,6 +30,10 @@ pub struct ConvertArgs {
     /// Zeros of at least this size make the target sparse; 0 writes them
     #[arg(short = 'S', value_name = "SIZE", default_value = "4k")]
     sparse: String,
+    /// writeback: the target is on the host's disk when the command ends; unsafe: the host writes it some time, as
+    /// qemu-img does unless it is told otherwise
+    #[arg(short = 't', value_name = "CACHE", default_value = "writeback", value_parser = ["writeback", "unsafe"])]
+    target_cache: String,
     /// The target exists: keep it and write into it
     #[arg(short = 'n')]
     no_create: bool,
@@ -106,7 +110,9 @@ fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<d
         }
         block::create(path, &arguments.target_format.name, options)?;
     }
-    let open = OpenOptions { backing: BackingPolicy::Anywhere, passphrase, ..OpenOptions::default() };
+    let unflushed = arguments.target_cache == "unsafe";
+    let open =
+        OpenOptions { backing: BackingPolicy::Anywhere, passphrase, unflushed, ..OpenOptions::default() };
     Ok(block::open(path, &arguments.target_format.name, &open)?)
 }
 

@@ -1,0 +1,259 @@
+//! `cargo xtask bench disk`: conversion beside `qemu-img`, random requests over NBD beside `qemu-nbd`.
+//!
+//! Both programs take the same options and files, in turns, with the same content in the host's page cache. `-t unsafe`
+//! keeps the host's disk out of the conversions: what is compared is the programs. Every figure is the best of the turns;
+//! ratios are our speed over QEMU's.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::guests;
+use crate::{command, workspace};
+
+/// Least ratio of every row.
+const BOUND: f64 = 1.0;
+/// Size of the disk behind the servers.
+const SERVED: &str = "1G";
+
+/// Options of `cargo xtask bench disk`.
+#[derive(Args)]
+pub struct DiskOptions {
+    /// Size of the image that is converted, in MiB
+    #[arg(long, default_value_t = 8192)]
+    size: u64,
+    /// Turns of each program a row
+    #[arg(long, default_value_t = 3)]
+    turns: usize,
+    /// Seconds of each turn of random requests
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Folder for the images, which go afterwards; without, one in the cache of the guests
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Only rows whose name contains this
+    #[arg(long, default_value = "")]
+    rows: String,
+    /// Do not fail when a bound is not kept
+    #[arg(long)]
+    no_bounds: bool,
+}
+
+/// What has been measured.
+struct Bench<'a> {
+    options: &'a DiskOptions,
+    vireo: PathBuf,
+    folder: PathBuf,
+    below: Vec<String>,
+}
+
+/// Measures and prints.
+pub fn run(options: &DiskOptions) -> Result<()> {
+    guests::need("qemu-img", "qemu-utils")?;
+    guests::need("fio", "fio")?;
+    let vireo = workspace::build_vireo()?;
+    let folder = match &options.folder {
+        Some(folder) => folder.clone(),
+        None => guests::cache()?.join("bench-disk"),
+    };
+    std::fs::create_dir_all(&folder)?;
+    let mut bench = Bench { options, vireo, folder, below: Vec::new() };
+    let measured = bench.conversions().and_then(|()| bench.requests());
+    for name in ["mixed.raw", "mixed.qcow2", "out", "served.qcow2", "nbd.sock"] {
+        let _ = std::fs::remove_file(bench.folder.join(name));
+    }
+    measured?;
+    if !bench.below.is_empty() && !options.no_bounds {
+        bail!("Below {BOUND}: {}", bench.below.join(", "));
+    }
+    Ok(())
+}
+
+impl Bench<'_> {
+    fn wants(&self, row: &str) -> bool {
+        row.contains(&self.options.rows)
+    }
+
+    fn note(&mut self, row: &str, unit: &str, ours: f64, theirs: f64) {
+        let ratio = ours / theirs;
+        println!("disk: {row:<34} vireo {ours:>10.0} {unit}, QEMU {theirs:>10.0} {unit}, ratio {ratio:.2}");
+        if ratio < BOUND {
+            self.below.push(row.to_owned());
+        }
+    }
+
+    fn conversions(&mut self) -> Result<()> {
+        let rows = [
+            ("convert raw to qcow2", "mixed.raw", "raw", "qcow2", &[][..]),
+            ("convert qcow2 to raw", "mixed.qcow2", "qcow2", "raw", &[]),
+            (
+                "convert raw to compressed qcow2",
+                "mixed.raw",
+                "raw",
+                "qcow2",
+                &["-c", "-o", "compression_type=zstd"],
+            ),
+        ];
+        if !rows.iter().any(|(row, ..)| self.wants(row)) {
+            return Ok(());
+        }
+        let source = self.folder.join("mixed.raw");
+        let size = self.options.size;
+        mixed_content(&source, size)?;
+        let second = self.folder.join("mixed.qcow2");
+        command::run(
+            Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&source).arg(&second),
+        )?;
+        println!("disk: {size} MiB, a quarter each of noise, text, zeros and holes; -t unsafe");
+        for (row, source, from, to, more) in rows {
+            if !self.wants(row) {
+                continue;
+            }
+            let source = self.folder.join(source);
+            let out = self.folder.join("out");
+            let vireo = self.vireo.clone();
+            let convert = |program: &mut Command| {
+                program.args(["convert", "-t", "unsafe", "-f", from, "-O", to]).args(more);
+                program.arg(&source).arg(&out);
+                let took = time(program);
+                std::fs::remove_file(&out)?;
+                took
+            };
+            let (mut ours, mut theirs) = (Duration::MAX, Duration::MAX);
+            for _ in 0..self.options.turns {
+                theirs = theirs.min(convert(&mut Command::new("qemu-img"))?);
+                ours = ours.min(convert(Command::new(&vireo).arg("image"))?);
+            }
+            let speed = |time: Duration| size as f64 / time.as_secs_f64();
+            self.note(row, "MiB/s", speed(ours), speed(theirs));
+        }
+        Ok(())
+    }
+
+    fn requests(&mut self) -> Result<()> {
+        let rows: Vec<(String, &str, u32)> =
+            [("randread", 1), ("randwrite", 1), ("randread", 32), ("randwrite", 32)]
+                .map(|(kind, depth)| (format!("nbd {kind} 4k, depth {depth}"), kind, depth))
+                .into_iter()
+                .filter(|(row, ..)| self.wants(row))
+                .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let image = self.folder.join("served.qcow2");
+        // Every cluster is there and in the page cache: the servers are compared, not the host's disk.
+        command::run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg(SERVED))?;
+        let fill = format!("write -P 5 0 {SERVED}");
+        command::run(
+            Command::new("qemu-io").args(["-f", "qcow2", "-c", &fill]).arg(&image).stdout(Stdio::null()),
+        )?;
+        let socket = self.folder.join("nbd.sock");
+        for (row, kind, depth) in rows {
+            let (mut ours, mut theirs) = (0_f64, 0_f64);
+            for _ in 0..self.options.turns {
+                let mut qemu = Command::new("qemu-nbd");
+                qemu.args(["-t", "-f", "qcow2", "-k"]).arg(&socket).arg(&image);
+                theirs = theirs.max(self.fio(&mut qemu, &socket, kind, depth)?);
+                let mut vireo = Command::new(&self.vireo);
+                vireo.args(["image", "serve", "-q", "-t", "-f", "qcow2", "-k"]).arg(&socket).arg(&image);
+                ours = ours.max(self.fio(&mut vireo, &socket, kind, depth)?);
+            }
+            self.note(&row, "IOPS", ours, theirs);
+        }
+        Ok(())
+    }
+
+    /// Requests a second that `fio` gets from a server.
+    fn fio(&self, server: &mut Command, socket: &Path, kind: &str, depth: u32) -> Result<f64> {
+        let _server = Server::start(server, socket)?;
+        let seconds = self.options.seconds;
+        let uri = format!("--uri=nbd+unix:///?socket={}", socket.display());
+        let text = command::output(
+            Command::new("fio")
+                .args(["--name=bench", "--ioengine=nbd", "--bs=4k", "--time_based", "--output-format=json"])
+                .args([&uri, &format!("--rw={kind}"), &format!("--iodepth={depth}")])
+                .args([&format!("--runtime={seconds}"), &format!("--size={SERVED}")])
+                .args(["--ramp_time=1", "--randrepeat=1", "--norandommap"]),
+        )?;
+        // Notes may stand in front of the result.
+        let start = text.find('{').context("fio printed no result")?;
+        let result: serde_json::Value = serde_json::from_str(&text[start..])?;
+        let job = &result["jobs"][0];
+        let iops = |kind: &str| job[kind]["iops"].as_f64().unwrap_or(0.0);
+        match iops("read") + iops("write") {
+            iops if iops > 0.0 => Ok(iops),
+            _ => bail!("fio did no request"),
+        }
+    }
+}
+
+/// A server that ends with its value.
+struct Server(Child);
+
+impl Server {
+    fn start(command: &mut Command, socket: &Path) -> Result<Self> {
+        let _ = std::fs::remove_file(socket);
+        let server = Server(command.spawn().context("Cannot start the NBD server")?);
+        for _ in 0..1000 {
+            if socket.exists() {
+                return Ok(server);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("The NBD server makes no socket")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn time(command: &mut Command) -> Result<Duration> {
+    let began = Instant::now();
+    let status = command.status()?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(began.elapsed())
+}
+
+/// A raw image of `size` MiB in runs of 1 MiB: noise, text, zeros that are stored, holes.
+fn mixed_content(path: &Path, size: u64) -> Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    file.set_len(size << 20)?;
+    let mut state = 1_u64;
+    let mut word = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u32
+    };
+    let words = ["disk", "image", "cluster", "table", "offset", "request", "server", "the", "of", "a"];
+    for at in 0..size {
+        let mut part = Vec::with_capacity((1 << 20) + 64);
+        match at % 4 {
+            0 => (0..1 << 18).for_each(|_| part.extend_from_slice(&word().to_le_bytes())),
+            1 => {
+                while part.len() < 1 << 20 {
+                    let number = word();
+                    part.extend_from_slice(words[number as usize % words.len()].as_bytes());
+                    part.extend_from_slice(format!(" {} ", number >> 20).as_bytes());
+                }
+            }
+            2 => part.resize(1 << 20, 0),
+            _ => {
+                std::io::Seek::seek_relative(&mut file, 1 << 20)?;
+                continue;
+            }
+        }
+        part.truncate(1 << 20);
+        file.write_all(&part)?;
+    }
+    file.sync_all()?;
+    Ok(())
+}
