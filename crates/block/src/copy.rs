@@ -7,8 +7,11 @@ use std::io::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Bytes that one thread takes at a time.
-const CHUNK: u64 = 2 << 20;
+/// Bytes that one thread takes at a time: few enough that they are still in the processor's cache when they are
+/// written.
+const CHUNK: u64 = 512 << 10;
+/// Most threads.
+const THREADS_MAX: usize = 16;
 /// Zeros shorter than this are written.
 const ZEROS_LEAST: u64 = 4096;
 
@@ -37,7 +40,8 @@ struct Copy<'a> {
     stop: AtomicBool,
     /// The chunk whose turn it is to be written.
     turn: Mutex<u64>,
-    turned: Condvar,
+    /// Each wakes who waits with one chunk: threads have as many chunks in a row at most as there are threads.
+    turned: [Condvar; THREADS_MAX],
 }
 
 /// Copies a range of `source` to `target`, to the same offsets minus the range's start.
@@ -58,11 +62,11 @@ pub fn copy(
         range,
         stop: AtomicBool::new(false),
         turn: Mutex::new(0),
-        turned: Condvar::new(),
+        turned: [const { Condvar::new() }; THREADS_MAX],
     };
     let results: Vec<Result<()>> = std::thread::scope(|scope| {
         let threads: Vec<_> =
-            (0..options.threads.clamp(1, 16)).map(|_| scope.spawn(|| copy.work())).collect();
+            (0..options.threads.clamp(1, THREADS_MAX)).map(|_| scope.spawn(|| copy.work())).collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
             thread.join().unwrap_or_else(|_| Err(Error::other("a copying thread failed")))
         };
@@ -98,11 +102,15 @@ impl Copy<'_> {
         !self.options.any_order && !self.options.compress && self.options.threads > 1
     }
 
+    fn turned(&self, number: u64) -> &Condvar {
+        &self.turned[(number % THREADS_MAX as u64) as usize]
+    }
+
     fn wait_for_turn(&self, number: u64) {
         if self.ordered() {
             let mut turn = self.turn.lock();
             while *turn < number {
-                self.turned.wait(&mut turn);
+                self.turned(number).wait(&mut turn);
             }
         }
     }
@@ -111,7 +119,7 @@ impl Copy<'_> {
         if self.ordered() {
             self.wait_for_turn(number);
             *self.turn.lock() = number + 1;
-            self.turned.notify_all();
+            self.turned(number + 1).notify_one();
         }
     }
 

@@ -4,8 +4,9 @@ use crate::protocol::{Chunk, chunk, errno_of, simple_reply};
 use crate::wire::Wire;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 
-/// Bytes beyond which replies go out at once.
-const ENOUGH: usize = 256 << 10;
+/// Bytes and replies beyond which they go out at once: the client works on them while the server does the rest.
+const ENOUGH: usize = 32 << 10;
+const ENOUGH_REPLIES: usize = 8;
 /// Capacity that is kept from one request to the next.
 const KEPT: usize = 1 << 20;
 
@@ -16,11 +17,12 @@ pub struct Output<'a> {
     /// Initialized memory; what is used of it is `used`.
     bytes: Vec<u8>,
     used: usize,
+    replies: usize,
 }
 
 impl<'a> Output<'a> {
     pub fn new(wire: &'a dyn Wire, structured: bool) -> Self {
-        Output { wire, structured, bytes: Vec::new(), used: 0 }
+        Output { wire, structured, bytes: Vec::new(), used: 0, replies: 0 }
     }
 
     /// Room for the next bytes of a message.
@@ -42,7 +44,7 @@ impl<'a> Output<'a> {
     pub fn send(&mut self) -> Result<()> {
         if self.used > 0 {
             self.wire.send(&mut [IoSlice::new(&self.bytes[..self.used])])?;
-            self.used = 0;
+            (self.used, self.replies) = (0, 0);
         }
         if self.bytes.len() > KEPT {
             self.bytes = Vec::new();
@@ -51,7 +53,8 @@ impl<'a> Output<'a> {
     }
 
     fn send_if_enough(&mut self) -> Result<()> {
-        if self.used >= ENOUGH { self.send() } else { Ok(()) }
+        self.replies += 1;
+        if self.used >= ENOUGH || self.replies >= ENOUGH_REPLIES { self.send() } else { Ok(()) }
     }
 
     /// The request is done, and its reply has no data.
