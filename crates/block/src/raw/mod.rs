@@ -282,6 +282,9 @@ impl BlockBackend for RawFile {
                 "an earlier flush failed, and what it lost is not known; open the disk again",
             ));
         }
+        if self.unflushed {
+            return Ok(());
+        }
         // After a failed flush the host may take its pages for clean: another one would succeed without them.
         self.file.sync_data().inspect_err(|_| self.flush_failed.store(true, Ordering::Release))
     }
