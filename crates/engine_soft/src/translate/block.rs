@@ -97,7 +97,7 @@ pub(super) struct Context<'a> {
     pub verified: bool,
     pub system: &'a SystemState,
     pub unit: u32,
-    /// Bytes of the page.
+    /// Bytes of the page, as far as a block can reach, and some before it; elsewhere zeros.
     pub page: &'a [u8; PAGE],
     pub generation: (u64, u32),
     /// Where code memory starts.
@@ -391,7 +391,14 @@ impl<'a> Builder<'a> {
         let Some(mut tracker) = operand.tracker else { return };
         if operand.stashed {
             tracker = S1;
+            self.save_unless_read(self.index + 1);
             self.asm.load_gs(S1, super::shared::ARGUMENT);
+        } else {
+            if tracker != S1 && self.flags == FlagHome::Live {
+                self.asm.mov(S1, tracker);
+                tracker = S1;
+            }
+            self.save_unless_read(self.index + 1);
         }
         self.look_at(tracker);
     }

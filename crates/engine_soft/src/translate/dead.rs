@@ -126,7 +126,8 @@ impl Builder<'_> {
         (made + 1..self.index).all(|at| !self.writes_any(at, inputs)).then_some(remake)
     }
 
-    /// Whether the code at an address in the page replaces all flags before anybody can see them.
+    /// Whether the code at an address in the page replaces all flags before anybody can see them. Zeros, where the
+    /// page was not read, are a store.
     fn are_dead_at(&mut self, target: u16) -> bool {
         let page = self.context.page;
         let bytes = page.get(usize::from(target)..).unwrap_or_default();

@@ -128,6 +128,12 @@ impl GuestAddress {
         })
     }
 
+    /// Whether [`Builder::linear`] uses the second scratch register.
+    pub fn uses_second_scratch(&self) -> bool {
+        let homed = |index: u8| place(super::operand::wide(index)) == Place::Home;
+        self.segment.is_some() || self.index.is_some_and(homed)
+    }
+
     /// The host register of a plain `[base + disp]`.
     pub fn plain_base(&self) -> Option<u8> {
         let base = self.base.filter(|_| self.wide && self.index.is_none() && self.segment.is_none())?;
@@ -188,12 +194,31 @@ impl Builder<'_> {
             };
             let base = host(at.base, S1);
             let index = host(at.index, S2);
-            let address = Address { base, index, scale: at.scale, disp: at.disp };
-            a.lea_full(S1, address, at.wide);
+            match base.filter(|_| index.is_none() && at.disp == 0 && at.wide) {
+                Some(base) => a.mov(S1, base),
+                None => a.lea_full(S1, Address { base, index, scale: at.scale, disp: at.disp }, at.wide),
+            }
         }
         if let Some(segment) = at.segment {
             a.load_gs(S2, segment_base(segment));
             a.lea_full(S1, Address { base: Some(S1), index: Some(S2), scale: 0, disp: 0 }, true);
+        }
+    }
+
+    /// Puts what is needed of the address of an operand into a register, after the check: what was there before is
+    /// gone. Gives the register and the displacement. Keeps flags; may use [`S1`], and [`S2`] as
+    /// [`GuestAddress::uses_second_scratch`] says.
+    pub fn repeated_base(&mut self, at: &GuestAddress) -> (u8, i32) {
+        match at.plain_base() {
+            Some(base) => (base, at.disp),
+            None if at.in_page && at.segment.is_none() => {
+                self.asm.load_gs(S1, RIP_PAGE);
+                (S1, at.disp)
+            }
+            None => {
+                self.linear(at);
+                (S1, 0)
+            }
         }
     }
 
@@ -274,6 +299,12 @@ impl Builder<'_> {
                 stashed: false,
                 group: None,
             };
+        }
+        if !store && !at.uses_second_scratch() {
+            // Another instruction, but nothing has to wait for the comparison.
+            a.alu_rm(Alu::Mov, S2, S2, addend);
+            let (base, disp) = self.repeated_base(at);
+            return HostOperand { base, index: Some(S2), disp, tracker: None, stashed: false, group: None };
         }
         a.alu_rm(Alu::Xor, S1, S2, page);
         a.alu_rm(Alu::Add, S1, S2, addend);

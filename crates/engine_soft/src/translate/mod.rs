@@ -61,10 +61,10 @@ use crate::debug::PageOffsets;
 use crate::decode::{self, Decoded};
 use crate::insn::Insn;
 use crate::system::SystemState;
-use block::{Builder, Context};
+use block::{Builder, Context, LONGEST_BLOCK};
 use cache::CodeMemory;
 use jumps::JumpCache;
-use share::Share;
+use share::{PLAIN, Share};
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
@@ -80,6 +80,9 @@ const MOST_SITES: usize = 1 << 21;
 const VISITS: usize = 1 << 16;
 /// Decoded instructions kept.
 const DECODED: usize = 1024;
+
+/// Bytes before a block that are read with it: where short loops lead back to.
+const LOOK_BACK: usize = 256;
 
 /// A map from addresses.
 type AddressMap<T> = HashMap<u64, T, BuildHasherDefault<AddressHasher>>;
@@ -495,8 +498,10 @@ impl Cpu {
             return Some(entries);
         }
         let mut bytes = [0; PAGE];
+        let first = usize::from(offset & !PLAIN);
+        let needed = first.saturating_sub(LOOK_BACK)..PAGE.min(first + LONGEST_BLOCK * LONGEST_INSN);
         let page = translator.units.get(unit as usize)?.page;
-        self.memory.read(page, &mut bytes).ok()?;
+        self.memory.read(page + needed.start as u64, bytes.get_mut(needed)?).ok()?;
         // What was read is of the unit's generation, or of a store that is just going to end it.
         if !translator.units.get(unit as usize)?.is_current() {
             return None;

@@ -29,7 +29,7 @@ use super::block::{Builder, Cold, LONGEST_BLOCK};
 use super::flags::{FlagHome, FlagUse, flag_use};
 use super::memory::{GuestAddress, HostOperand, Want};
 use super::operand;
-use super::shared::{RIP_PAGE, SHARE_ADDEND, SHARE_TRACKER, SHARES};
+use super::shared::{SHARE_ADDEND, SHARE_TRACKER, SHARES};
 use crate::cpu::gpr;
 use crate::mmu::{OFFSET, TlbEntry};
 use crate::system::SystemState;
@@ -425,28 +425,12 @@ impl Builder<'_> {
             return None;
         }
         let slot = self.shares.groups[number].slot;
-        let a = &mut self.asm;
-        let mut held = None;
-        let (base, disp) = match at.plain_base() {
-            Some(base) => {
-                if !fresh && self.shares.held != Some((slot, a.bytes.len())) {
-                    a.load_gs(S2, SHARE_ADDEND + 16 * slot);
-                }
-                held = Some(slot);
-                (base, at.disp)
-            }
-            None if at.in_page && at.segment.is_none() => {
-                a.load_gs(S1, RIP_PAGE);
-                a.load_gs(S2, SHARE_ADDEND + 16 * slot);
-                (S1, at.disp)
-            }
-            None => {
-                self.linear(at);
-                self.asm.load_gs(S2, SHARE_ADDEND + 16 * slot);
-                (S1, 0)
-            }
-        };
-        self.shares.held = held.map(|slot| (slot, self.asm.bytes.len()));
+        let held = fresh || self.shares.held == Some((slot, self.asm.bytes.len()));
+        let (base, disp) = self.repeated_base(at);
+        if !held || at.uses_second_scratch() {
+            self.asm.load_gs(S2, SHARE_ADDEND + 16 * slot);
+        }
+        self.shares.held = Some((slot, self.asm.bytes.len()));
         let group = want.store.then_some(slot as u8);
         Some(HostOperand { base, index: Some(S2), disp, tracker: None, stashed: false, group })
     }
@@ -555,12 +539,23 @@ impl Builder<'_> {
             self.remake = self.find_remake();
             if self.remake.is_some() {
                 self.flags = FlagHome::Saved;
-            } else if self.instructions.get(self.index).is_none_or(|i| flag_use(i) == FlagUse::None) {
-                // Whatever comes next will want them saved.
-                self.save_flags();
             }
         }
+        self.save_unless_read(self.index);
         self.asm.load_gs(S1, SHARE_TRACKER + 16 * slot);
         self.look_at(S1);
+    }
+
+    /// Saves flags that are only in RFLAGS before a look at a tracker, unless the instruction at `next` reads them
+    /// from there: whatever else comes next will want them saved. Uses [`S2`].
+    pub fn save_unless_read(&mut self, next: usize) {
+        if self.flags == FlagHome::Live
+            && self
+                .instructions
+                .get(next)
+                .is_none_or(|i| flag_use(i) == FlagUse::None && !i.is_jcc_short_or_near())
+        {
+            self.save_flags();
+        }
     }
 }
