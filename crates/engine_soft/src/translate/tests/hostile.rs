@@ -54,7 +54,7 @@ fn wild_addresses_fault_as_in_the_interpreter() {
         DATA | 1 << 63,
     ];
     for address in wild {
-        for form in 0..8 {
+        for form in 0..11 {
             let mut a = CodeAssembler::new(64).expect("64 is a mode");
             match form {
                 0 => a.mov(rcx, qword_ptr(rbx)),
@@ -64,6 +64,12 @@ fn wild_addresses_fault_as_in_the_interpreter() {
                 4 => a.push(qword_ptr(rbx)),
                 5 => a.jmp(rbx),
                 6 => a.lock().add(qword_ptr(rbx), rcx),
+                7 => a.mov(rcx, qword_ptr(rbx + 24)).and_then(|()| a.mov(rdx, qword_ptr(rbx))),
+                8 => a.mov(rcx, qword_ptr(rbx - 72)).and_then(|()| a.mov(qword_ptr(rbx), rdx)),
+                9 => a
+                    .sub(rbx, -64)
+                    .and_then(|()| a.mov(rcx, qword_ptr(rbx - 64)))
+                    .and_then(|()| a.add(rcx, qword_ptr(rbx))),
                 _ => a.mov(rsp, rbx).and_then(|()| a.push(rax)),
             }
             .expect("the form exists");

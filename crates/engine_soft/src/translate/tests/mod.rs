@@ -2,6 +2,7 @@
 
 mod golden;
 mod hostile;
+mod shares;
 
 use crate::cpu::Cpu;
 use crate::interp::harness::{self, CODE, DATA, STACK, UNMAPPED};
@@ -441,6 +442,11 @@ fn compare(case: u64, code: &[u8], from: &x86::CpuState, pair: [&Cpu; 2], exits:
 }
 
 fn differential(cases: u64, seed: u64, codes: &[Code]) {
+    differential_of(cases, seed, |random| program(random, codes));
+}
+
+/// Runs programs, which end with HLT, by both tiers, some of them in a loop.
+fn differential_of(cases: u64, seed: u64, program: impl Fn(&mut Random) -> Vec<u8>) {
     let mut random = Random(seed);
     let ram = [harness::memory(), harness::memory()];
     let start = harness::long_state();
@@ -452,7 +458,7 @@ fn differential(cases: u64, seed: u64, codes: &[Code]) {
     let area = (UNMAPPED - DATA) as usize;
     let mut faults = 0;
     for case in 0..cases {
-        let mut code = program(&mut random, codes);
+        let mut code = program(&mut random);
         if random.chance(40) {
             code = looped(&mut random, &code);
         }
