@@ -114,13 +114,20 @@ impl Builder<'_> {
                 let mut copied = *i;
                 operand.apply(&mut copied);
                 self.encode(&copied);
+                // Before the look at the tracker: if that leaves the block, this instruction was the last.
+                self.note_pointer(i);
                 self.stored(&operand);
             }
         }
+        self.note_pointer(i);
+        Ok(After::Next)
+    }
+
+    /// The instruction becomes the last one, if it is one of those that do.
+    fn note_pointer(&mut self, i: &Instruction) {
         if !keeps_pointers(i) {
             self.x87_last = Some(self.offset);
         }
-        Ok(After::Next)
     }
 
     fn load_control(&mut self, address: &GuestAddress) {

@@ -91,6 +91,8 @@ fn an_instruction_may_change_the_next_one() {
     a.mov(ecx, 50).expect("exists");
     a.set_label(&mut top).expect("once");
     a.lea(rbx, ptr(patched)).expect("exists");
+    // Both share a check, but not while the page holds code.
+    a.mov(byte_ptr(rbx + 2), 0).expect("exists");
     a.mov(byte_ptr(rbx + 1), cl).expect("exists");
     a.set_label(&mut patched).expect("once");
     a.mov(eax, 0).expect("exists");
@@ -103,6 +105,21 @@ fn an_instruction_may_change_the_next_one() {
     state.gprs[2] = 0;
     assert_eq!(run_both(&mut pair, &code, &state), VmExit::Halted);
     assert_eq!(pair[1].gpr(2), (1..=50).sum::<u64>(), "each round ran what it had written");
+}
+
+#[test]
+fn an_x87_store_to_code_was_the_last_x87_instruction() {
+    let mut pair = pair();
+    let mut a = CodeAssembler::new(64).expect("64 is a mode");
+    a.fld1().expect("exists");
+    a.fld1().expect("exists");
+    a.fstp(qword_ptr(rbx)).expect("exists");
+    a.hlt().expect("exists");
+    let code = a.assemble(CODE).expect("the program assembles");
+    let mut state = harness::long_state();
+    state.gprs[3] = CODE + 0x800;
+    assert_eq!(run_both(&mut pair, &code, &state), VmExit::Halted);
+    assert_eq!(pair[1].fpu.fip(), CODE + 4, "the store's address");
 }
 
 #[test]
