@@ -87,6 +87,14 @@ impl Bus {
         self.windows.write().retain(|window| window.start != start);
     }
 
+    /// Takes all windows away, and with them what the address space holds of its devices: those that map their own
+    /// windows hold the address space in turn, and neither would ever go.
+    pub fn clear(&self) {
+        // Devices go when nobody waits for the lock any more.
+        let windows = std::mem::take(&mut *self.windows.write());
+        drop(windows);
+    }
+
     fn find(&self, address: u64) -> Option<Window> {
         let windows = self.windows.read();
         let at = windows.partition_point(|window| window.start <= address).checked_sub(1)?;

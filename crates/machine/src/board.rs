@@ -276,6 +276,14 @@ impl Board {
     }
 }
 
+impl Drop for Board {
+    /// Lets go of the devices: of disks others may be waiting for, and of the guest's memory.
+    fn drop(&mut self) {
+        self.io.ports.clear();
+        self.io.memory.clear();
+    }
+}
+
 /// Entropy first, then the disks, in the order of the configuration, then the console: none moves when one of the
 /// later is added.
 fn add_virtio(

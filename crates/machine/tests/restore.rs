@@ -1,108 +1,16 @@
 //! A machine that is saved in the middle of its work and goes on in a fresh one, on the software CPU.
 
-use chipset::serial::SerialBackend;
+mod rig;
+
+use block::RawFile;
 use engine::cpu_model::CpuModel;
 use engine_soft::SoftEngine;
 use machine::{
-    BoardSettings, BootSource, Machine, MachineError, MachineEvent, MachineSettings, RestoreError,
-    SavedMachine,
+    Disk, DiskLink, Machine, MachineError, MachineEvent, MachineSettings, RestoreError, SavedMachine,
 };
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
-
-/// What a guest has said, over all machines it lived in.
-#[derive(Clone, Default)]
-struct Console(Arc<(Mutex<Vec<u8>>, Condvar)>);
-
-impl SerialBackend for Console {
-    fn write(&self, bytes: &[u8]) {
-        self.0.0.lock().unwrap().extend_from_slice(bytes);
-        self.0.1.notify_all();
-    }
-}
-
-impl Console {
-    /// Waits until the guest has said so many bytes, or a text.
-    fn wait(&self, what: &str, done: impl Fn(&[u8]) -> bool) {
-        let end = Instant::now() + Duration::from_secs(300);
-        let mut said = self.0.0.lock().unwrap();
-        while !done(&said) {
-            let left = end.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "no {what} from the guest: {}", String::from_utf8_lossy(&said));
-            said = self.0.1.wait_timeout(said, left).unwrap().0;
-        }
-    }
-
-    fn wait_for(&self, text: &str) {
-        self.wait(text, |said| said.windows(text.len()).any(|window| window == text.as_bytes()));
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.0.0.lock().unwrap().clone()
-    }
-}
-
-fn settings(kernel: &Path, cpus: u32, memory: u64, console: &Console) -> MachineSettings {
-    MachineSettings {
-        engine: Arc::new(SoftEngine::new()),
-        carrier: None,
-        tsc_khz: None,
-        cpus,
-        model: CpuModel::named("max").unwrap(),
-        memory,
-        boot: BootSource { kernel: kernel.to_owned(), ..BootSource::default() },
-        board: BoardSettings {
-            serial: Arc::new(console.clone()),
-            console: None,
-            disks: Vec::new(),
-            debug_exit: Some(0xf4),
-        },
-    }
-}
-
-fn end(events: &Receiver<MachineEvent>) -> MachineEvent {
-    events.recv_timeout(Duration::from_secs(300)).unwrap()
-}
-
-/// Pauses, saves, lets the old machine go, and continues in a new one. The state also goes through a codec.
-fn move_on(machine: Machine, settings: MachineSettings) -> (Machine, Receiver<MachineEvent>) {
-    machine.pause();
-    let saved = machine.save().unwrap();
-    drop(machine);
-    let mut encoded = Vec::new();
-    ciborium::into_writer(&saved.state, &mut encoded).unwrap();
-    let state = ciborium::from_reader(encoded.as_slice()).unwrap();
-    assert_eq!(saved.state, state);
-    let saved = SavedMachine { state, memory: saved.memory };
-    let (restored, events) = Machine::restore(settings, &saved).unwrap();
-    let again = restored.save().unwrap().state;
-    for (before, after) in saved.state.devices.iter().zip(&again.devices) {
-        assert!(before == after, "{} is not what it was", before.name);
-    }
-    assert!(again == saved.state, "processors and time are what they were");
-    restored.resume();
-    (restored, events)
-}
-
-/// A multiboot ELF image at 1 MiB that runs `code` in flat 32-bit mode.
-fn image(code: &[u8]) -> Vec<u8> {
-    const BASE: u32 = 0x10_0000;
-    let size = 52 + 32 + 12 + code.len() as u32;
-    let halves = |values: &[u16]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-    let words = |values: &[u32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-    [
-        &[0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0][..],
-        &halves(&[2, 3]),
-        &words(&[1, BASE + 96, 52, 0, 0]),
-        &halves(&[52, 32, 1, 0, 0, 0]),
-        &words(&[1, 0, BASE, BASE, size, size, 7, 0x1000]),
-        &words(&[0x1bad_b002, 0, 0x1bad_b002_u32.wrapping_neg()]),
-        code,
-    ]
-    .concat()
-}
+use rig::{Console, end, image, kernel_in, move_on, settings};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// How many bytes the counting guest says.
 const COUNT: u32 = 30_000;
@@ -143,12 +51,6 @@ fn counted() -> Vec<u8> {
         *cell
     };
     (0..COUNT).map(|_| say()).collect()
-}
-
-fn kernel_in(folder: &Path, image: &[u8]) -> PathBuf {
-    let path = folder.join("kernel.elf");
-    std::fs::write(&path, image).unwrap();
-    path
 }
 
 #[test]
@@ -208,6 +110,10 @@ fn a_machine_that_differs_is_refused() {
     assert!(matches!(refused(fitting(), &torn), RestoreError::Device(_)));
 }
 
+fn wait_for(console: &Console, text: &str) {
+    console.wait(text, |said| said.windows(text.len()).any(|window| window == text.as_bytes()));
+}
+
 /// Kernel, initramfs and guest program, if the environment names them.
 fn stock_guests() -> Option<PathBuf> {
     let Some(guests) = std::env::var_os("VIREO_GUESTS") else {
@@ -240,10 +146,10 @@ fn a_stock_kernel_goes_on_in_a_fresh_machine() {
     };
     let (machine, _unheard) = Machine::new(settings(true)).unwrap();
     machine.resume();
-    console.wait_for("smpboot: Total of 2 processors activated");
+    wait_for(&console, "smpboot: Total of 2 processors activated");
     let (mut machine, mut events) = move_on(machine, settings(true));
     for (text, translate) in [("vireo-work 5 ", false), ("vireo-work 8 ", true)] {
-        console.wait_for(text);
+        wait_for(&console, text);
         (machine, events) = move_on(machine, settings(translate));
     }
     assert_eq!(end(&events), MachineEvent::PowerOff);
@@ -257,4 +163,44 @@ fn a_stock_kernel_goes_on_in_a_fresh_machine() {
     for complaint in ["Call Trace", "soft lockup", "rcu_sched", "unstable", "APIC error", "nobody cared"] {
         assert!(!text.contains(complaint), "{complaint}: {text}");
     }
+}
+
+/// Debian's kernel reads a disk and writes to it, and is moved while it does: what it read is what lies there, and what it
+/// wrote is read back right in the last machine.
+#[test]
+fn a_disk_goes_on_in_a_fresh_machine() {
+    const SIZE: usize = 16 << 20;
+    let Some(guests) = stock_guests() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let content: Vec<u8> =
+        (0..SIZE as u32 / 4).flat_map(|word| word.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    std::fs::write(&path, &content).unwrap();
+    let console = Console::default();
+    let settings = || {
+        let mut settings = settings(&guests.join("vmlinuz"), 2, 256 << 20, &console);
+        settings.engine = Arc::new(SoftEngine::new().with_translation(Some(Default::default())));
+        settings.boot.initrd = Some(guests.join("initramfs.cpio.gz"));
+        settings.boot.append = "console=ttyS0 vireo.test=block".to_owned();
+        let backend = Arc::new(RawFile::open(&path, false).unwrap());
+        let (serial, link) = ("moved".to_owned(), DiskLink::reporting());
+        settings.board.disks = vec![Disk { backend, serial, queues: 2, packed: false, link }];
+        settings
+    };
+    let (mut machine, mut events) = Machine::new(settings()).unwrap();
+    machine.resume();
+    for text in ["VIREO-INIT-OK", "VIREO-BLOCK-SIZE 32768 ro=0 serial=moved", "VIREO-BLOCK-READ"] {
+        wait_for(&console, text);
+        (machine, events) = rig::move_with(machine, settings);
+    }
+    assert_eq!(end(&events), MachineEvent::PowerOff);
+    let said = String::from_utf8_lossy(&console.bytes()).replace('\r', "");
+    assert!(said.contains("VIREO-BLOCK-OK"), "{said}");
+    drop(machine);
+    // The guest writes 4 MiB from 1 MiB on, and nothing else.
+    let after = std::fs::read(&path).unwrap();
+    let written = 1 << 20..5 << 20;
+    assert!(after[written.clone()].starts_with(b"1\n2\n3\n"));
+    assert!(after[..written.start] == content[..written.start]);
+    assert!(after[written.end..] == content[written.end..]);
 }
