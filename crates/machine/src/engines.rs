@@ -6,6 +6,7 @@ use engine_kvm::KvmEngine;
 use engine_kvm::probe::{KvmReport, Usable, probe, probe_briefly};
 use engine_soft::SoftEngine;
 use engine_soft::translate::TranslationSettings;
+use engine_soft::translate::perf_map::PerfMap;
 use serde::Serialize;
 use std::sync::Arc;
 use vm_config::{EngineChoice, SoftwareTier, VmConfig};
@@ -53,6 +54,10 @@ const WARM_UP: u32 = 8;
 /// [`guest_memory::announce_barriers`].
 pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
     guest_memory::announce_barriers();
+    if config.perf_map {
+        let operation = "Making the map of translated code for perf";
+        PerfMap::of_process().map_err(|source| EngineError::Host { operation, source })?;
+    }
     let (kind, reason) = match config.engine {
         EngineChoice::Kvm => (EngineKind::Kvm, "asked for".to_owned()),
         EngineChoice::Software => (EngineKind::Software, "asked for".to_owned()),
@@ -78,5 +83,11 @@ fn translation(config: &VmConfig) -> Option<TranslationSettings> {
         SoftwareTier::Translate => 0,
         SoftwareTier::Auto => WARM_UP,
     };
-    Some(TranslationSettings { cache_size, warm_up, verify: config.verify, ..TranslationSettings::default() })
+    Some(TranslationSettings {
+        cache_size,
+        warm_up,
+        verify: config.verify,
+        perf_map: config.perf_map,
+        ..TranslationSettings::default()
+    })
 }

@@ -157,6 +157,8 @@ pub struct VmConfig {
     pub translation_cache_size: ByteSize,
     /// Compare every so-many-th translated block with the interpreter; zero for none. For one processor.
     pub verify: u32,
+    /// Write names of translated code for Linux perf to `/tmp/perf-PID.map`.
+    pub perf_map: bool,
     /// Disks, in the order the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// First serial port.
@@ -184,6 +186,7 @@ impl Default for VmConfig {
             software_tier: SoftwareTier::default(),
             translation_cache_size: ByteSize(12 << 20),
             verify: 0,
+            perf_map: false,
             disks: Vec::new(),
             serial: SerialConfig::Stdio,
             console: None,

@@ -86,6 +86,9 @@ pub struct RunArgs {
     /// Compare every N-th translated block with the interpreter, for finding errors of the translator
     #[arg(long, value_name = "N")]
     verify: Option<u32>,
+    /// Write names of translated code for Linux perf to /tmp/perf-PID.map
+    #[arg(long)]
+    perf_map: bool,
     /// Disk: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
     /// [,readonly=on][,serial=TEXT][,queues=N][,packed=on][,iops|iops-rd|iops-wr=N[/BURST]]
     /// [,rerror=report|ignore|stop|enospc][,werror=…][,inject=RULE][,bps|bps-rd|bps-wr=SIZE[/BURST]][,burst=SECONDS][,group=NAME]`; may be repeated. PATH may be an NBD URI. Limits are a second's average and
@@ -153,6 +156,7 @@ impl RunArgs {
         if let Some(port) = self.debug_exit {
             config.debug_exit = Some(port.unwrap_or(DEFAULT_DEBUG_EXIT_PORT));
         }
+        config.perf_map |= self.perf_map;
         config.no_reboot |= self.no_reboot;
         Ok(config)
     }

@@ -8,6 +8,7 @@
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
 //! | [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
 //! | [`thunks`], [`runtime`] | ways in and out, calls to the interpreter |
+//! | [`perf_map`] | names of blocks for Linux perf |
 //! | [`cache`], [`asm`], [`shared`] | memory for code, bytes of code, fields that code reaches |
 //!
 //! # Model
@@ -40,6 +41,7 @@ mod flags;
 mod jumps;
 mod memory;
 mod operand;
+pub mod perf_map;
 mod runtime;
 mod share;
 pub(crate) mod shared;
@@ -64,6 +66,7 @@ use crate::system::SystemState;
 use block::{Builder, Context, LONGEST_BLOCK};
 use cache::CodeMemory;
 use jumps::JumpCache;
+use perf_map::PerfMap;
 use share::{PLAIN, Share};
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -98,11 +101,13 @@ pub struct TranslationSettings {
     pub verify: u32,
     /// Times a page may change before it is interpreted for a while.
     pub calm: u32,
+    /// Write [`perf_map::PerfMap::of_process`].
+    pub perf_map: bool,
 }
 
 impl Default for TranslationSettings {
     fn default() -> Self {
-        TranslationSettings { cache_size: 12 << 20, warm_up: 0, verify: 0, calm: 4 }
+        TranslationSettings { cache_size: 12 << 20, warm_up: 0, verify: 0, calm: 4, perf_map: false }
     }
 }
 
@@ -132,6 +137,7 @@ pub struct TranslationCounts {
 /// The translator of one processor.
 pub struct Translator {
     calm: u32,
+    perf_map: Option<Arc<PerfMap>>,
     memory: CodeMemory,
     thunks: Thunks,
     jumps: JumpCache,
@@ -177,6 +183,7 @@ impl Translator {
         let fsgsbase = has_fsgsbase();
         let thunks = thunks::build(&mut memory, fsgsbase)?;
         Ok(Translator {
+            perf_map: settings.perf_map.then(PerfMap::of_process).transpose()?,
             memory,
             thunks,
             jumps: JumpCache::new(),
@@ -237,6 +244,7 @@ impl Translator {
         unit_number: u32,
         offset: u16,
         page: &[u8; PAGE],
+        rip_page: u64,
     ) -> Option<Entries> {
         let unit = self.units.get(unit_number as usize)?;
         let context = Context {
@@ -254,6 +262,7 @@ impl Translator {
         };
         let built = Builder::new(self.memory.next_address(), std::mem::take(&mut self.buffer), context)
             .build(offset)?;
+        let (host, len) = (self.memory.next_address(), built.code.len());
         let added = self.memory.add(&built.code);
         self.buffer = built.code;
         if !added {
@@ -263,6 +272,9 @@ impl Translator {
         if self.verify > 0 && built.all_copied {
             let outer = self.memory.start() + u64::from(built.entries.outer);
             self.copied.insert(outer, (built.insns, built.undefined));
+        }
+        if let Some(map) = &self.perf_map {
+            map.add(host, len, rip_page.wrapping_add(u64::from(offset) & 0xfff));
         }
         self.counts.blocks += 1;
         self.counts.insns += u64::from(built.insns);
@@ -506,7 +518,8 @@ impl Cpu {
         if !translator.units.get(unit as usize)?.is_current() {
             return None;
         }
-        translator.block(&self.system, self.cuts(), unit, offset, &bytes)
+        let rip_page = self.shared.rip_page;
+        translator.block(&self.system, self.cuts(), unit, offset, &bytes, rip_page)
     }
 
     /// The instruction of a site, to which RIP is set. `None` if its code has changed meanwhile.
