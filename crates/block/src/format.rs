@@ -114,6 +114,9 @@ pub fn open_backing(
     format: Option<&str>,
     options: &OpenOptions,
 ) -> ImageResult<Option<Arc<dyn DiskImage>>> {
+    if let Some(opened) = &options.opened_backing {
+        return Ok(Some(opened.0.clone()));
+    }
     if options.backing == BackingPolicy::Ignore {
         return Ok(None);
     }

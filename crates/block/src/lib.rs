@@ -16,8 +16,10 @@ mod cache_mode;
 mod copy;
 mod error;
 mod faults;
+mod flights;
 mod format;
 mod image;
+mod live;
 mod lock;
 pub mod luks;
 mod mapped;
@@ -39,8 +41,10 @@ pub use format::{Driver, create, driver, drivers, open, open_backing, probe, ref
 pub use image::{
     BitmapInfo, Bitmaps, CheckReport, DiskImage, ImageInfo, ImageResult, Repair, SnapshotInfo, Snapshots,
 };
+pub use live::{DiskCounts, GRAIN, Job, JobKind, JobOrder, JobReport, JobStatus, Layer, LiveDisk};
 pub use options::{
-    BackingPolicy, CacheMode, CreateOptions, OpenOptions, Preallocation, parse_size, read_key_file, switch,
+    BackingPolicy, CacheMode, CreateOptions, OpenOptions, OpenedBacking, Preallocation, parse_size,
+    read_key_file, switch,
 };
 pub use qcow2::{Measure, Qcow2};
 pub use raw::{RawFile, RawImage};

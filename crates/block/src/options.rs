@@ -1,6 +1,7 @@
 //! How images are opened and made.
 
 use crate::BlockError;
+use crate::image::DiskImage;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,16 @@ pub enum CacheMode {
     Unsafe,
 }
 
+/// An open image that shall be the backing file of one that is being opened.
+#[derive(Clone)]
+pub struct OpenedBacking(pub Arc<dyn DiskImage>);
+
+impl std::fmt::Debug for OpenedBacking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OpenedBacking").field(&self.0.size()).finish()
+    }
+}
+
 /// How an image is opened.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
@@ -61,6 +72,8 @@ pub struct OpenOptions {
     pub ignore_locks: bool,
     /// Bytes of memory for caches of metadata; `None`: as much as covers the disk, at most 32 MiB.
     pub metadata_cache: Option<u64>,
+    /// What the image's backing file is, opened already; the name in the image is not looked at.
+    pub opened_backing: Option<OpenedBacking>,
     /// Images that lead here (top first): a chain that meets one again is a loop.
     pub chain: Vec<PathBuf>,
 }

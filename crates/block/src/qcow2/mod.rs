@@ -5,7 +5,7 @@
 //!
 //! **Who may do what at the same time.** Reads, and writes to clusters this image owns alone, look an entry up under a
 //! short lock and then transfer data with no lock at all. Everything that changes a mapping
-//! - holds a [flight](flights) over its guest clusters, so that others who want the same ones wait, and
+//! - holds a [flight](crate::flights) over its guest clusters, so that others who want the same ones wait, and
 //! - changes tables and refcounts, in memory, under the [`Meta`] lock; data are copied and written before that,
 //!   without it.
 //!
@@ -23,7 +23,6 @@ mod check;
 mod compress;
 mod create;
 mod discard;
-mod flights;
 mod flush;
 mod header;
 mod image;
@@ -44,10 +43,10 @@ pub use measure::Measure;
 
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
+use crate::flights::Flights;
 use crate::image::{DiskImage, ImageResult};
 use bitmaps::BitmapStore;
 use bits::Geometry;
-use flights::Flights;
 use header::Header;
 use parking_lot::{Mutex, RwLock};
 use refcount::Refcounts;

@@ -1,19 +1,20 @@
-//! Guest clusters whose mapping is about to change.
+//! Ranges of a disk that somebody has to himself for a moment.
 //!
-//! Who allocates, frees or zeroes clusters holds a flight over them while data are copied and written without any
-//! lock; who wants the same clusters waits. Reads and writes in place hold none.
+//! In qcow2: who allocates, frees or zeroes clusters holds a flight over them while data are copied and written without
+//! any lock; who wants the same clusters waits. Reads and writes in place hold none. Under block jobs: changes of the
+//! disk, and the steps of the job, hold flights over their grains.
 
 use parking_lot::{Condvar, Mutex};
 use std::ops::Range;
 
 #[derive(Default)]
-pub(super) struct Flights {
+pub(crate) struct Flights {
     ranges: Mutex<Vec<Range<u64>>>,
     ended: Condvar,
 }
 
 impl Flights {
-    /// Waits until nobody holds any of the guest clusters, then holds them.
+    /// Waits until nobody holds any of the range, whatever its unit, then holds it.
     pub fn start(&self, clusters: Range<u64>) -> Flight<'_> {
         let mut ranges = self.ranges.lock();
         while ranges.iter().any(|held| held.start < clusters.end && clusters.start < held.end) {
@@ -24,7 +25,7 @@ impl Flights {
     }
 }
 
-pub(super) struct Flight<'a> {
+pub(crate) struct Flight<'a> {
     flights: &'a Flights,
     clusters: Range<u64>,
 }
