@@ -138,7 +138,8 @@ pub fn open_backing(
     })?;
     let mut below = options.clone();
     below.chain.push(own);
-    below.read_only = true;
+    below.read_only = options.read_only || !options.write_backing;
+    below.write_backing = false;
     below.for_check = false;
     open(&file, format, &below).map(Some).map_err(|error| match error {
         error @ BlockError::Reference { .. } => error,

@@ -1,7 +1,7 @@
 //! What an image file offers beyond its content: facts, a check, snapshots, bitmaps.
 
 use crate::{BlockBackend, BlockError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -137,7 +137,7 @@ impl CheckReport {
 }
 
 /// A snapshot inside an image.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SnapshotInfo {
     /// Unique identity.
@@ -172,7 +172,7 @@ pub trait Snapshots {
 }
 
 /// A persistent dirty bitmap.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BitmapInfo {
     /// Name.

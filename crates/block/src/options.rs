@@ -72,6 +72,8 @@ pub struct OpenOptions {
     pub ignore_locks: bool,
     /// Bytes of memory for caches of metadata; `None`: as much as covers the disk, at most 32 MiB.
     pub metadata_cache: Option<u64>,
+    /// The backing file is opened for writing, so that it can be committed to; those below it are not.
+    pub write_backing: bool,
     /// What the image's backing file is, opened already; the name in the image is not looked at.
     pub opened_backing: Option<OpenedBacking>,
     /// Images that lead here (top first): a chain that meets one again is a loop.

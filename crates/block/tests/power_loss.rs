@@ -1,54 +1,18 @@
 //! Power loss: of all that was not flushed, any subset may be lost. What was flushed must be there, and the image must
 //! have leaked clusters at most.
 
+#[path = "power_loss/model.rs"]
+mod model;
 mod random;
 #[path = "power_loss/recorder.rs"]
 mod recorder;
 
 use block::{DiskImage, OpenOptions, Repair, create, driver};
+use model::{Model, SECTOR};
 use random::Random;
 use recorder::Recorder;
 use std::path::Path;
 use std::sync::Arc;
-
-const SECTOR: usize = 512;
-
-/// A sector's possible contents after a crash: that of the last flush, and everything written since.
-struct Model {
-    safe: Vec<u8>,
-    now: Vec<u8>,
-    /// Values written to each sector since the last flush, besides that of `now`.
-    possible: Vec<Vec<u8>>,
-}
-
-impl Model {
-    fn write(&mut self, at: usize, len: usize, value: u8) {
-        for sector in at / SECTOR..(at + len) / SECTOR {
-            self.possible[sector].push(value);
-        }
-        self.now[at..at + len].fill(value);
-    }
-
-    fn flush(&mut self) {
-        self.safe.clone_from(&self.now);
-        self.possible.iter_mut().for_each(Vec::clear);
-    }
-
-    fn check(&self, content: &[u8]) -> Result<(), String> {
-        for (sector, found) in content.chunks(SECTOR).enumerate() {
-            let safe = &self.safe[sector * SECTOR..][..SECTOR];
-            let written = |value: &u8| found.iter().all(|byte| byte == value);
-            if found != safe && !self.possible[sector].iter().any(written) {
-                let (is, was) = (found[0], safe[0]);
-                return Err(format!(
-                    "sector {sector:#x} holds {is:#x}; flushed was {was:#x}, then {:?}",
-                    self.possible[sector]
-                ));
-            }
-        }
-        Ok(())
-    }
-}
 
 fn open(recorder: &Arc<Recorder>, for_check: bool) -> Result<Arc<dyn DiskImage>, String> {
     let options = OpenOptions { for_check, ..OpenOptions::default() };
@@ -129,8 +93,7 @@ fn case(seed: u64) -> Result<(), String> {
     }
     create(&path, "qcow2", options).map_err(|error| block::with_causes(&error))?;
     let recorder = Arc::new(Recorder::new(std::fs::read(&path).map_err(|error| error.to_string())?, seed));
-    let mut model =
-        Model { safe: vec![0; size], now: vec![0; size], possible: vec![Vec::new(); size / SECTOR] };
+    let mut model = Model::of(vec![0; size]);
     let image = open(&recorder, false)?;
     // Mostly in the middle of something, a flush or a snapshot too.
     recorder.lose_power_after(random.below(600) as i64);

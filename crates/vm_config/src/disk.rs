@@ -82,7 +82,7 @@ impl DiskCache {
 
 /// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
 /// [,readonly=on|off][,serial=TEXT]
-/// [,queues=N][,packed=on|off][,rerror=report|ignore|stop|enospc][,werror=…][,inject=RULE]`, and the limits of [`ThrottleConfig`]; a comma of the path is written twice.
+/// [,queues=N][,packed=on|off][,rerror=report|ignore|stop|enospc][,werror=…][,commit=on|off][,inject=RULE]`, and the limits of [`ThrottleConfig`]; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
@@ -125,6 +125,9 @@ pub struct DiskConfig {
     /// What becomes of changes and flushes that fail on the host; [`DiskErrorAction::Enospc`] without a choice.
     #[serde(default)]
     pub werror: Option<DiskErrorAction>,
+    /// The backing image is opened for writing, so that a job can commit to it.
+    #[serde(default)]
+    pub commit: bool,
     /// Errors and delays on demand, each a rule of `block::FaultRule`; for trying what a guest makes of them.
     #[serde(default)]
     pub inject: Vec<String>,
@@ -205,7 +208,7 @@ fn split(text: &str) -> Vec<String> {
 
 /// The options that are no limits, for messages.
 const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
-                       discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off, rerror|werror=report|ignore|stop|enospc, inject=RULE";
+                       discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off, rerror|werror=report|ignore|stop|enospc, commit=on|off, inject=RULE";
 
 fn on_off(name: &'static str, value: &str) -> Result<bool, ConfigError> {
     match value {
@@ -248,6 +251,7 @@ impl DiskConfig {
             "packed" => self.packed = on_off("packed", value)?,
             "rerror" => self.rerror = Some(DiskErrorAction::named(value)?),
             "werror" => self.werror = Some(DiskErrorAction::named(value)?),
+            "commit" => self.commit = on_off("commit", value)?,
             "inject" => self.inject.push(value.to_owned()),
             limit => return self.throttle.set(limit, value),
         }

@@ -9,6 +9,7 @@
 
 mod debian;
 mod material;
+mod shell;
 mod terminal;
 mod test_vm;
 mod tiny_guest;
@@ -16,6 +17,7 @@ mod tiny_guest;
 pub use debian::debian_up_and_down;
 pub use material::Material;
 pub use rustix::process::Signal;
+pub use shell::Shell;
 pub use terminal::{OnTerminal, Terminal};
 pub use test_vm::{Outcome, TestVm};
 pub use tiny_guest::TinyGuest;

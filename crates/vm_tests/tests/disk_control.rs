@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use vm_tests::{Material, TestVm, TinyGuest};
+use vm_tests::{Material, Shell, TestVm, TinyGuest};
 
 /// A machine with a control socket in a folder of its own.
 struct Controlled<'a> {
@@ -253,5 +253,165 @@ fn injected_errors_stop_the_machine_until_it_is_resumed() -> Result<()> {
     vm.wait_for("VIREO-BLOCK-OK", 240)?;
     assert_eq!(vm.wait(60)?.code, Some(0));
     assert!(std::fs::read(path)?[1 << 20..5 << 20] == numbers());
+    Ok(())
+}
+
+/// `vireo image`, which has to succeed.
+fn image(material: &Material, words: &[&str]) -> Result<()> {
+    let output = material.command(&["image"]).args(words).output()?;
+    ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// The whole content of an image, by `qemu-img` where there is one, whose check has to be clean then.
+fn content(material: &Material, path: &str, format: &str) -> Result<Vec<u8>> {
+    let copy = format!("{path}.copy");
+    let words = ["convert", "-f", format, "-O", "raw", path, &copy];
+    match Command::new("qemu-img").args(words).output() {
+        Ok(output) => {
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            if format == "qcow2" {
+                let check = Command::new("qemu-img").args(["check", "-q", path]).status()?;
+                ensure!(check.success(), "qemu-img check {path}: {check}");
+            }
+        }
+        Err(error) => {
+            eprintln!("without qemu-img as a second opinion: {error}");
+            image(material, &words)?;
+        }
+    }
+    Ok(std::fs::read(copy)?)
+}
+
+/// Waits until the guest has written something to its disk.
+fn wait_for_writes(machine: &Controlled) -> Result<()> {
+    while machine.answer(&["disks"])?[0]["counts"]["writes"].as_u64().unwrap_or_default() == 0 {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn job_ends(events: &mut Events, status: &str) -> Result<()> {
+    let event = events.wait_for("job")?;
+    ensure!(event["status"] == status, "{event}");
+    Ok(())
+}
+
+/// A guest writes, slowly; meanwhile its disk gets a backup, an overlay, is committed, and moves to another image.
+#[test]
+fn a_disk_moves_under_a_guest_that_writes() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let [source, overlay, target, backup] = ["source", "overlay", "target.raw", "backup"].map(path);
+    image(&material, &["create", "-q", "-f", "qcow2", &source, "16M"])?;
+    let disk = format!("{source},format=qcow2,bps-wr=64K");
+    let machine = Controlled::boot(&material, folder.path(), "vireo.test=block quiet", &disk)?;
+    let mut events = Events::listen(&machine.socket)?;
+    wait_for_writes(&machine)?;
+    machine.answer(&["disk", "overlay", "disk0", &overlay])?;
+    let (code, said) = machine.ask(&["disk", "overlay", "disk0", &source])?;
+    assert!(code == Some(2) && said.contains("exists already"), "{said}");
+    assert_eq!(machine.answer(&["disks"])?[0]["path"], overlay.as_str());
+    let started = machine.answer(&["disk", "backup", "disk0", &backup])?;
+    assert_eq!(started["job"], "job0");
+    job_ends(&mut events, "completed")?;
+    machine.answer(&["disk", "commit", "disk0"])?;
+    job_ends(&mut events, "ready")?;
+    machine.answer(&["job", "complete", "job1"])?;
+    job_ends(&mut events, "completed")?;
+    assert_eq!(machine.answer(&["disks"])?[0]["path"], source.as_str());
+    machine.answer(&["disk", "snapshot-create", "disk0", "before"])?;
+    assert_eq!(machine.answer(&["disk", "snapshots", "disk0"])?[0]["name"], "before");
+    machine.answer(&["disk", "mirror", "disk0", &target, "-O", "raw"])?;
+    let (code, said) = machine.ask(&["disk", "resize", "disk0", "32M"])?;
+    assert!(code == Some(2) && said.contains("job"), "{said}");
+    job_ends(&mut events, "ready")?;
+    machine.answer(&["job", "complete", "job2"])?;
+    job_ends(&mut events, "completed")?;
+    let listed = machine.ask(&["disks"])?.1;
+    assert!(listed.contains("disk0 raw 16M") && listed.contains("target.raw"), "{listed}");
+    let jobs = machine.ask(&["jobs"])?.1;
+    assert!(jobs.starts_with("job2 disk0 mirror completed"), "{jobs}");
+    machine.answer(&["throttle", "disk0", "none"])?;
+    let mut vm = machine.vm;
+    vm.wait_for("VIREO-BLOCK-OK", 240)?;
+    assert_eq!(vm.wait(60)?.code, Some(0));
+    let wanted = numbers();
+    let after = std::fs::read(&target)?;
+    ensure!(
+        after.len() == 16 << 20 && after[1 << 20..5 << 20] == wanted,
+        "the target lacks the guest's writes"
+    );
+    // Older images hold some of what was written, and nothing else.
+    for older in [&source, &backup] {
+        let content = content(&material, older, "qcow2")?;
+        let sectors = content[1 << 20..5 << 20].chunks(512).zip(wanted.chunks(512));
+        let strange =
+            sectors.filter(|(found, wanted)| found != wanted && found.iter().any(|byte| *byte != 0));
+        assert_eq!((content.len(), strange.count()), (16 << 20, 0), "{older}");
+    }
+    Ok(())
+}
+
+/// An incremental backup over the full one before it is the disk again.
+#[test]
+fn backups_in_steps_restore_a_disk() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let [source, monday, tuesday, socket] = ["source", "monday", "tuesday", "ctl"].map(path);
+    image(&material, &["create", "-q", "-f", "qcow2", &source, "16M"])?;
+    let disk = format!("{source},format=qcow2");
+    let mut shell = Shell::boot(&material, "quiet", &["--disk", &disk, "--control", &socket])?;
+    shell.run("modprobe virtio_pci; modprobe virtio_blk; seq 1 700000 | head -c 4194304 > /tmp/numbers")?;
+    let write = |shell: &mut Shell, at: u32| {
+        shell.run(&format!("dd if=/tmp/numbers of=/dev/vda bs=64k count=32 seek={at} conv=fsync"))
+    };
+    write(&mut shell, 16)?;
+    let mut machine = Controlled { material: &material, vm: shell.vm, socket: socket.into() };
+    let mut events = Events::listen(&machine.socket)?;
+    machine.answer(&["disk", "bitmap-add", "disk0", "daily"])?;
+    machine.answer(&["disk", "backup", "disk0", &monday, "--bitmap", "daily", "--full"])?;
+    job_ends(&mut events, "completed")?;
+    let empty = machine.answer(&["disk", "bitmaps", "disk0"])?;
+    assert_eq!(empty[0]["dirty"], 0, "{empty}");
+    machine
+        .vm
+        .send("dd if=/tmp/numbers of=/dev/vda bs=64k count=32 seek=100 conv=fsync; echo BACK-$((1 + 1))\n")?;
+    machine.vm.wait_for("BACK-2", 240)?;
+    let marked = machine.answer(&["disk", "bitmaps", "disk0"])?;
+    assert_eq!(marked[0]["dirty"], 32 << 16, "{marked}");
+    machine.answer(&["disk", "backup", "disk0", &tuesday, "--bitmap", "daily", "--backing", "monday"])?;
+    job_ends(&mut events, "completed")?;
+    machine.answer(&["stop"])?;
+    assert_eq!(machine.vm.wait(60)?.code, Some(10));
+    let mut wanted = vec![0; 16 << 20];
+    for at in [16, 100] {
+        wanted[at << 16..(at + 32) << 16].copy_from_slice(&numbers()[..32 << 16]);
+    }
+    assert!(content(&material, &source, "qcow2")? == wanted, "the disk");
+    assert!(content(&material, &tuesday, "qcow2")? == wanted, "the last backup over the first");
+    wanted[100 << 16..132 << 16].fill(0);
+    assert!(content(&material, &monday, "qcow2")? == wanted, "the first backup");
+    Ok(())
+}
+
+/// Linux is the oracle: it says and uses the new capacity.
+#[test]
+fn a_guest_is_told_of_a_larger_disk() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let disk = format!("{},bps-wr=64K", raw(folder.path(), "disk", 16 << 20)?);
+    let machine = Controlled::boot(&material, folder.path(), "vireo.test=block loglevel=6", &disk)?;
+    wait_for_writes(&machine)?;
+    for (words, wanted) in [("8M", "only grows"), ("16777217", "whole sectors")] {
+        let (code, said) = machine.ask(&["disk", "resize", "disk0", words])?;
+        assert!(code == Some(2) && said.contains(wanted), "{said}");
+    }
+    machine.answer(&["disk", "resize", "disk0", "24M"])?;
+    let mut vm = machine.vm;
+    // What Linux's driver says when it has read the new capacity.
+    vm.wait_for("new size: 49152 512-byte logical blocks", 240)?;
     Ok(())
 }

@@ -109,13 +109,13 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     let outcome = drive(&mut guest, &requests, drive_options);
     let stats = options.stats.then(|| guest.stats());
     // The guest's last words before ours, and the terminal as it was.
-    let disks = std::mem::take(&mut guest.disks);
+    let mut disks = std::mem::take(&mut guest.disks);
     drop(guest);
     if let Some(stats) = stats {
         print(&stats);
     }
     // What the guest wrote and did not flush is not lost with its end.
-    disks.flush().map_err(|source| VmmError::Host { what: "the last write to a disk", source })?;
+    disks.finish().map_err(|source| VmmError::Host { what: "the last write to a disk", source })?;
     Ok(outcome)
 }
 

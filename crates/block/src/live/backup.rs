@@ -101,7 +101,7 @@ fn bitmaps_of(image: &Arc<dyn DiskImage>) -> ImageResult<&dyn Bitmaps> {
 
 /// No request is under way.
 fn restart(layer: &Layer, name: String) -> ImageResult<Restarted> {
-    let image = layer.image.clone().ok_or_else(|| BlockError::option("bitmap", "a raw disk has none"))?;
+    let image = layer.image.clone();
     let bitmaps = bitmaps_of(&image)?;
     let found = bitmaps.list()?.into_iter().find(|bitmap| bitmap.name == name);
     let found =

@@ -42,10 +42,13 @@ pub(super) fn start(live: &Arc<LiveDisk>, target: Layer, fresh: bool) -> ImageRe
 
 pub(super) fn start_commit(live: &Arc<LiveDisk>) -> ImageResult<Work> {
     let mut top = live.idle_top()?;
-    let base = top.layer.image.as_ref().and_then(|image| image.backing());
+    let base = top.layer.image.backing();
     let base = base.ok_or_else(|| BlockError::option("commit", "the disk has no backing image"))?;
     if base.is_read_only() {
-        return Err(BlockError::option("commit", "the backing image is open for reading only"));
+        return Err(BlockError::option(
+            "commit",
+            "the backing image is open for reading only; run the machine with commit=on",
+        ));
     }
     let disk = top.layer.disk.clone();
     let size = disk.size();
@@ -62,9 +65,11 @@ pub(super) fn start_commit(live: &Arc<LiveDisk>) -> ImageResult<Work> {
         }
         at += extent.length.max(1);
     }
+    let facts = base.info()?;
+    let target = Layer::of(base, &facts.filename, &facts.format);
     top.watcher = Some(dirty.clone());
     let live = live.clone();
-    Ok(Box::new(move |control| run(&live, &Layer::of(base), &dirty, false, control)))
+    Ok(Box::new(move |control| run(&live, &target, &dirty, false, control)))
 }
 
 fn run(live: &LiveDisk, target: &Layer, dirty: &Followed, fresh: bool, control: &Control) -> Result<(), End> {

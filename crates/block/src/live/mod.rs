@@ -26,6 +26,7 @@ use counters::Counters;
 use parking_lot::{RwLock, RwLockReadGuard};
 use std::io::{IoSlice, IoSliceMut, Result};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What jobs copy and lock at a time, in bytes.
@@ -36,14 +37,18 @@ pub const GRAIN: u64 = 64 << 10;
 pub struct Layer {
     /// The content.
     pub disk: Arc<dyn BlockBackend>,
-    /// The image; a raw disk of fixed size has none.
-    pub image: Option<Arc<dyn DiskImage>>,
+    /// The same as an image; `disk` may be what keeps a raw disk's size.
+    pub image: Arc<dyn DiskImage>,
+    /// Its file.
+    pub path: PathBuf,
+    /// Name of its format.
+    pub format: String,
 }
 
 impl Layer {
     /// A layer of an image.
-    pub fn of(image: Arc<dyn DiskImage>) -> Self {
-        Layer { disk: image.clone(), image: Some(image) }
+    pub fn of(image: Arc<dyn DiskImage>, path: &Path, format: &str) -> Self {
+        Layer { disk: image.clone(), image, path: path.to_owned(), format: format.to_owned() }
     }
 }
 
@@ -87,12 +92,10 @@ impl LiveDisk {
     /// Does something with the disk's image while no request is under way, all before being durable.
     ///
     /// # Errors
-    /// When the disk is raw, a job runs, the flush fails, or the work does.
+    /// When a job runs, the flush fails, or the work does.
     pub fn with_image<T>(&self, work: impl FnOnce(&Arc<dyn DiskImage>) -> ImageResult<T>) -> ImageResult<T> {
         let top = self.idle_top()?;
-        let image = top.layer.image.as_ref().ok_or_else(|| {
-            BlockError::option("disk", "a raw disk has neither snapshots nor bitmaps; convert it to qcow2")
-        })?;
+        let image = &top.layer.image;
         image.flush().map_err(|error| BlockError::option("disk", format!("flushing it failed: {error}")))?;
         work(image)
     }
@@ -192,7 +195,7 @@ impl BlockBackend for LiveDisk {
         self.counters.write(len, || self.change(range, |disk| disk.write_zeroes(offset, len, unmap)))
     }
     fn resize(&self, size: u64) -> Result<()> {
-        Ok(self.idle_top()?.layer.disk.resize(size)?)
+        self.idle_top()?.layer.disk.resize(size)
     }
     fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
         self.request().layer.disk.block_status(offset, len)

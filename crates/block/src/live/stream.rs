@@ -21,8 +21,9 @@ type Work = Box<dyn FnOnce(&Control) -> Result<(), End> + Send>;
 pub(super) fn start(live: &Arc<LiveDisk>) -> ImageResult<Work> {
     let mut top = live.idle_top()?;
     let image = top.layer.image.clone();
-    let image = image.filter(|image| image.backing().is_some());
-    let image = image.ok_or_else(|| BlockError::option("stream", "the disk has no backing image"))?;
+    if image.backing().is_none() {
+        return Err(BlockError::option("stream", "the disk has no backing image"));
+    }
     if image.is_read_only() {
         return Err(BlockError::option("stream", "the disk is open for reading only"));
     }

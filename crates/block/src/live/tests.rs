@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::{
-    BlockError, CreateOptions, FaultRule, Faulty, OpenOptions, OpenedBacking, RawFile, Repair, create, open,
+    BlockError, CreateOptions, FaultRule, Faulty, OpenOptions, OpenedBacking, RawFile, RawImage, Repair,
+    create, open,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,16 +42,19 @@ impl Place {
     fn layer(&self, name: &str, format: &str) -> Layer {
         let path = self.create(name, format, None);
         if format == "raw" {
-            return Layer { disk: Arc::new(RawFile::open(&path, false).unwrap()), image: None };
+            let disk: Arc<dyn BlockBackend> = Arc::new(RawFile::open(&path, false).unwrap());
+            let image = Arc::new(RawImage::new(disk.clone(), &path));
+            return Layer { disk, image, path, format: "raw".to_owned() };
         }
-        Layer::of(open(&path, format, &OpenOptions::default()).unwrap())
+        Layer::of(open(&path, format, &OpenOptions::default()).unwrap(), &path, format)
     }
 
     /// A new image over an open one.
     fn overlay(&self, name: &str, below: &str, opened: &Arc<dyn DiskImage>) -> Layer {
         let path = self.create(name, "qcow2", Some(below));
         let opened_backing = Some(OpenedBacking(opened.clone()));
-        Layer::of(open(&path, "qcow2", &OpenOptions { opened_backing, ..OpenOptions::default() }).unwrap())
+        let options = OpenOptions { opened_backing, ..OpenOptions::default() };
+        Layer::of(open(&path, "qcow2", &options).unwrap(), &path, "qcow2")
     }
 }
 
@@ -206,7 +210,7 @@ fn a_mirror_that_is_completed_without_pivot_is_a_copy_and_a_cancelled_one_is_not
 fn backups_hold_the_disk_as_it_was_at_their_start() {
     let place = Place::new();
     let layer = place.layer("source", "qcow2");
-    layer.image.as_ref().unwrap().bitmaps().unwrap().add("b", None, true).unwrap();
+    layer.image.bitmaps().unwrap().add("b", None, true).unwrap();
     let disk = LiveDisk::new(layer);
     let (mut seed, mut model) = (11, vec![0; SIZE as usize]);
     fill(&disk, &mut model, &mut seed);
@@ -217,7 +221,7 @@ fn backups_hold_the_disk_as_it_was_at_their_start() {
             None => place.layer(&name, "qcow2"),
             Some((below, opened)) => place.overlay(&name, below, opened),
         };
-        let opened = target.image.clone().unwrap();
+        let opened = target.image.clone();
         let bitmap = Some("b".to_owned());
         let order = JobOrder::Backup { target, fresh: round == 0, bitmap, full: round == 0 };
         // Slow enough that writes come before the copies.
@@ -239,16 +243,16 @@ fn backups_hold_the_disk_as_it_was_at_their_start() {
 fn a_failed_backup_is_as_if_it_had_not_been() {
     let place = Place::new();
     let layer = place.layer("source", "qcow2");
-    let image = layer.image.clone().unwrap();
+    let image = layer.image.clone();
     let bitmaps = image.bitmaps().unwrap();
     bitmaps.add("b", None, true).unwrap();
     let disk = LiveDisk::new(layer);
     let (mut seed, mut model) = (21, vec![0; SIZE as usize]);
     fill(&disk, &mut model, &mut seed);
     let before = bitmaps.dirty_ranges("b").unwrap();
-    let raw = place.layer("bad", "raw").disk;
+    let raw = place.layer("bad", "raw");
     let rule: FaultRule = "write:error=ENOSPC:after=5".parse().unwrap();
-    let target = Layer { disk: Arc::new(Faulty::new(raw, vec![rule])), image: None };
+    let target = Layer { disk: Arc::new(Faulty::new(raw.disk.clone(), vec![rule])), ..raw };
     let order = JobOrder::Backup { target, fresh: true, bitmap: Some("b".to_owned()), full: false };
     let (mut job, events) = start(&disk, order);
     let model = while_written(&disk, &model, seed, || drop(wait_for(&events, JobStatus::Failed)));
@@ -257,7 +261,7 @@ fn a_failed_backup_is_as_if_it_had_not_been() {
     let marked = bitmaps.dirty_ranges("b").unwrap();
     let covers = |range: &Range<u64>| marked.iter().any(|it| it.start <= range.start && range.end <= it.end);
     assert!(before.iter().all(covers), "the bitmap lost what it had marked");
-    let wrong = Layer { disk: disk.layer().disk, image: None };
+    let wrong = disk.layer();
     let small = JobOrder::Backup { target: wrong, fresh: true, bitmap: Some("c".to_owned()), full: false };
     assert!(Job::start(&disk, small, 0, Box::new(|_| {})).is_err(), "a bitmap that does not exist");
 }
@@ -269,7 +273,7 @@ fn an_overlay_is_committed_or_streamed_while_it_is_written() {
         let disk = LiveDisk::new(place.layer("base", "qcow2"));
         let (mut seed, mut model) = (31, vec![0; SIZE as usize]);
         fill(&disk, &mut model, &mut seed);
-        let make = |present: &Layer| Ok(place.overlay("top", "base", present.image.as_ref().unwrap()));
+        let make = |present: &Layer| Ok(place.overlay("top", "base", &present.image));
         let model = while_written(&disk, &model, seed, || disk.replace(make).unwrap());
         let frozen = content_of_open(&disk);
         let order = if commit { JobOrder::Commit } else { JobOrder::Stream };
@@ -297,7 +301,7 @@ fn an_overlay_is_committed_or_streamed_while_it_is_written() {
 
 /// What the backing image of a disk holds.
 fn content_of_open(disk: &LiveDisk) -> Option<Vec<u8>> {
-    disk.layer().image.and_then(|image| image.backing()).map(|backing| read(&*backing))
+    disk.layer().image.backing().map(|backing| read(&*backing))
 }
 
 #[test]
@@ -313,8 +317,6 @@ fn snapshots_are_taken_between_requests() {
     disk.flush().unwrap();
     drop(disk);
     assert!(content(&place.path("disk"), "qcow2") == model);
-    let raw = LiveDisk::new(place.layer("raw", "raw"));
-    assert!(raw.with_image(|_| Ok(())).is_err());
 }
 
 #[test]

@@ -91,7 +91,7 @@ pub struct RunArgs {
     perf_map: bool,
     /// Disk: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
     /// [,readonly=on][,serial=TEXT][,queues=N][,packed=on][,iops|iops-rd|iops-wr=N[/BURST]]
-    /// [,rerror=report|ignore|stop|enospc][,werror=…][,inject=RULE][,bps|bps-rd|bps-wr=SIZE[/BURST]][,burst=SECONDS][,group=NAME]`; may be repeated. PATH may be an NBD URI. Limits are a second's average and
+    /// [,rerror=report|ignore|stop|enospc][,werror=…][,commit=on][,inject=RULE][,bps|bps-rd|bps-wr=SIZE[/BURST]][,burst=SECONDS][,group=NAME]`; may be repeated. PATH may be an NBD URI. Limits are a second's average and
     /// the rate of a burst, which lasts `burst` seconds; the disks of a group share them
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskConfig>,

@@ -5,5 +5,6 @@
 //! it from the other side. Who can connect can do everything, so the socket is its owner's alone.
 
 pub mod client;
+pub mod disk_commands;
 pub mod protocol;
 pub mod server;

@@ -12,6 +12,7 @@
 //! come between replies, to clients that sent the command `events`. A reader ignores keys and events it does not
 //! know; a request with unknown keys is refused.
 
+use super::disk_commands::{DiskCommand, DiskJob, JobCommand};
 use block::Limits;
 use engine::EngineKind;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,10 @@ pub enum Command {
         /// What holds from now on; what is not stated is not limited.
         limits: Limits,
     },
+    /// Something to be done with a disk.
+    Disk(DiskCommand),
+    /// Something to be done with a job.
+    Job(JobCommand),
 }
 
 /// An engine in a request.
@@ -131,6 +136,8 @@ pub enum Event {
         /// The error in words.
         error: String,
     },
+    /// A job is ready, or ended.
+    Job(DiskJob),
     /// The machine is no more; the last line.
     Ended {
         /// Why, in words.

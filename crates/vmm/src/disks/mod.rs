@@ -1,17 +1,21 @@
 //! The host's files behind a machine's disks, and that no file has two roles.
 
+mod limits;
+mod operations;
 mod running;
 
-pub use running::{DiskReport, RunningDisks, limits, limits_text};
+pub use limits::{limits, limits_text};
+pub use running::{DiskReport, RunningDisks};
 
 use crate::VmmError;
 use crate::driver::Request;
 use block::{
-    BackingPolicy, BlockBackend, BlockError, CacheMode, FaultRule, Faulty, OpenOptions, RawFile,
+    BackingPolicy, BlockBackend, BlockError, CacheMode, FaultRule, Faulty, Layer, LiveDisk, OpenOptions,
     ThrottleGroup, Throttled,
 };
 use machine::{Disk, DiskLink, ErrorAction};
 use nbd::{Client, Location};
+use operations::{export_layer, raw_layer};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -27,13 +31,14 @@ use vm_config::{DiskCache, DiskConfig, DiskErrorAction, DiskFormat, SerialConfig
 pub fn open(config: &VmConfig, requests: &Sender<Request>) -> Result<(Vec<Disk>, RunningDisks), VmmError> {
     one_role_each(config)?;
     let groups = Groups::new(config)?;
-    let mut running = RunningDisks::default();
+    let mut running = RunningDisks::telling(requests);
     let mut open = |(index, disk): (usize, &DiskConfig)| {
-        let throttled = Arc::new(Throttled::new(open_one(disk)?, groups.of(disk)?));
+        let live = LiveDisk::new(open_layer(disk)?);
+        let throttled = Arc::new(Throttled::new(decorated(disk, live.clone())?, groups.of(disk)?));
         let serial = if disk.serial.is_empty() { format!("disk{index}") } else { disk.serial.clone() };
         let queues = disk.queues.unwrap_or_else(|| automatic_queues(config.cpus));
         let link = link(disk, index, requests.clone());
-        running.add(disk, throttled.clone(), link.clone());
+        running.add(disk, throttled.clone(), live, link.clone());
         Ok(Disk { backend: throttled, serial, queues, packed: disk.packed, link })
     };
     let disks = config.disks.iter().enumerate().map(&mut open).collect::<Result<_, VmmError>>()?;
@@ -86,7 +91,7 @@ fn group(limits: block::Limits) -> Result<Arc<ThrottleGroup>, VmmError> {
     ThrottleGroup::new(limits).map_err(|problem| BlockError::option("Limits of a disk", problem).into())
 }
 
-fn open_one(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, VmmError> {
+fn open_layer(disk: &DiskConfig) -> Result<Layer, VmmError> {
     let backing = match disk.backing.as_slice() {
         [] => BackingPolicy::Refuse,
         folders => BackingPolicy::Inside(folders.to_vec()),
@@ -97,20 +102,30 @@ fn open_one(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, VmmError> {
         read_only: disk.readonly,
         backing,
         keep_discarded: disk.keep_discarded,
+        write_backing: disk.commit,
         ..OpenOptions::default()
     };
-    let backend: Arc<dyn BlockBackend> = match (export(&disk.path)?, disk.format) {
+    Ok(match (export(&disk.path)?, disk.format) {
         (Some(location), format) => {
             let client = Arc::new(Client::connect(&location, disk.readonly)?);
             match format {
-                DiskFormat::Raw => client,
-                format => block::driver(format.name())?.open(client, &disk.path, &options)?,
+                DiskFormat::Raw => export_layer(client, &disk.path),
+                format => {
+                    let image = block::driver(format.name())?.open(client, &disk.path, &options)?;
+                    Layer::of(image, &disk.path, format.name())
+                }
             }
         }
         // A guest's disk keeps its size, which a raw image as a format does not.
-        (None, DiskFormat::Raw) => Arc::new(RawFile::open_disk(&disk.path, &options)?),
-        (None, format) => block::open(&disk.path, format.name(), &options)?,
-    };
+        (None, DiskFormat::Raw) => raw_layer(&disk.path, &options)?,
+        (None, format) => {
+            Layer::of(block::open(&disk.path, format.name(), &options)?, &disk.path, format.name())
+        }
+    })
+}
+
+/// What is between the guest and the disk, but for the limits.
+fn decorated(disk: &DiskConfig, backend: Arc<dyn BlockBackend>) -> Result<Arc<dyn BlockBackend>, VmmError> {
     let mode = match disk.cache {
         DiskCache::WriteBack => CacheMode::WriteBack,
         DiskCache::WriteThrough => CacheMode::WriteThrough,

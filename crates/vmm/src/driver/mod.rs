@@ -3,6 +3,7 @@
 mod debugger;
 
 use crate::Outcome;
+use crate::control::disk_commands::DiskJob;
 use crate::control::protocol::{Command, EngineName, Event, Refusal, RefusalKind, Reply};
 use crate::gdb::commands::{DebugCommand, DebugReply};
 use crate::stats::{Stats, Status};
@@ -48,6 +49,8 @@ pub enum Request {
         /// Takes the answer.
         reply: Sender<DebugReply>,
     },
+    /// Something happened to a job.
+    Job(DiskJob),
     /// The guest, or its processors, said something.
     Guest(MachineEvent),
 }
@@ -203,6 +206,7 @@ impl Driver<'_> {
                 // A debugger that has gone wants no answer.
                 let _ = reply.send(self.debug(command));
             }
+            Request::Job(job) => self.guest.announce(Event::Job(job)),
             Request::Guest(event) => return self.guest_event(event),
         }
         None
@@ -238,7 +242,9 @@ impl Driver<'_> {
             Command::SwitchEngine { engine } => self.switch_engine(engine),
             // Served where the client is.
             Command::Events {} => done(),
-            command @ (Command::Disks {} | Command::Throttle { .. }) => self.guest.disk_command(command),
+            command @ (Command::Disks {} | Command::Throttle { .. } | Command::Disk(_) | Command::Job(_)) => {
+                self.guest.disk_command(command)
+            }
         };
         (answer, None)
     }

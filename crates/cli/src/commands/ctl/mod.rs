@@ -1,12 +1,16 @@
 //! `vireo ctl`.
 
+mod disk;
+
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
+use disk::{DiskAction, JobAction};
 use serde_json::Value;
 use std::io::Write;
 use std::path::PathBuf;
 use vm_config::ThrottleConfig;
 use vmm::control::client::Client;
+use vmm::control::disk_commands::JobCommand;
 use vmm::control::protocol::{Command, EngineName};
 use vmm::disks::DiskReport;
 use vmm::stats::{Stats, Status};
@@ -19,6 +23,12 @@ Examples:
   vireo ctl /run/user/1000/web.ctl switch-engine software
   vireo ctl /run/user/1000/web.ctl stats --json
   vireo ctl /run/user/1000/web.ctl disks
+  vireo ctl /run/user/1000/web.ctl disk resize disk0 40G
+  vireo ctl /run/user/1000/web.ctl disk mirror disk0 /fast/web.qcow2
+  vireo ctl /run/user/1000/web.ctl job complete job0
+  vireo ctl /run/user/1000/web.ctl disk bitmap-add disk0 daily
+  vireo ctl /run/user/1000/web.ctl disk backup disk0 monday.qcow2 --bitmap daily --full
+  vireo ctl /run/user/1000/web.ctl disk backup disk0 tuesday.qcow2 --bitmap daily --backing monday.qcow2
   vireo ctl /run/user/1000/web.ctl throttle disk0 iops=200/1000,bps=20M,burst=30
 
 Exit status: 0 when the machine did it, 2 when no machine is there or it refuses.";
@@ -59,8 +69,16 @@ enum CtlCommand {
     },
     /// Print what happens, one JSON object a line, until the machine ends
     Events,
-    /// List the disks: files, sizes, limits
+    /// List the disks: files, sizes, what was done, limits
     Disks,
+    /// Do something with a disk: resize, snapshots, bitmaps, and the jobs mirror, backup, commit, stream
+    #[command(subcommand)]
+    Disk(Box<DiskAction>),
+    /// List the jobs, with their progress
+    Jobs,
+    /// Steer a job
+    #[command(subcommand)]
+    Job(JobAction),
     /// Change the limits of a disk and its group
     Throttle {
         /// The disk, like disk0
@@ -95,6 +113,9 @@ impl CtlCommand {
             }
             CtlCommand::Events => Command::Events {},
             CtlCommand::Disks => Command::Disks {},
+            CtlCommand::Disk(action) => Command::Disk(action.command()),
+            CtlCommand::Jobs => Command::Job(JobCommand::List {}),
+            CtlCommand::Job(action) => Command::Job(action.command()),
             CtlCommand::Throttle { disk, limits } => {
                 Command::Throttle { disk: disk.clone(), limits: vmm::disks::limits(limits) }
             }
@@ -118,8 +139,12 @@ pub fn run(arguments: &CtlArgs) -> Result<u8> {
         _ if arguments.json => writeln!(out, "{answer}")?,
         CtlCommand::Status => write!(out, "{}", status_text(answer)?)?,
         CtlCommand::Disks => {
-            write!(out, "{}", disks_text(&serde_json::from_value::<Vec<DiskReport>>(answer)?))?
+            for disk in serde_json::from_value::<Vec<DiskReport>>(answer)? {
+                write!(out, "{disk}")?;
+            }
         }
+        CtlCommand::Disk(action) => write!(out, "{}", action.text(&answer)?)?,
+        CtlCommand::Jobs => write!(out, "{}", disk::jobs_text(answer)?)?,
         CtlCommand::Stats => write!(out, "{}", serde_json::from_value::<Stats>(answer)?)?,
         _ => {}
     }
@@ -139,23 +164,4 @@ fn status_text(answer: Value) -> Result<String> {
         vm_config::ByteSize(status.memory),
         status.pid,
     ))
-}
-
-/// One disk a line, and its limits on the next one.
-fn disks_text(disks: &[DiskReport]) -> String {
-    let mut text = String::new();
-    for disk in disks {
-        let access = if disk.read_only { " read-only" } else { "" };
-        let size = vm_config::ByteSize(disk.size);
-        text += &format!("{} {} {size}{access} {}\n", disk.name, disk.format, disk.path.display());
-        if disk.read_errors + disk.write_errors > 0 {
-            text +=
-                &format!("  failed on the host: {} reads, {} writes\n", disk.read_errors, disk.write_errors);
-        }
-        if !disk.limits.is_unlimited() {
-            let group = disk.group.as_ref().map_or_else(String::new, |group| format!(" (group {group})"));
-            text += &format!("  limits{group}: {}\n", vmm::disks::limits_text(&disk.limits));
-        }
-    }
-    text
 }
