@@ -7,7 +7,7 @@ use crate::image::{DiskImage, ImageResult};
 use crate::options::{BackingPolicy, CreateOptions, OpenOptions};
 use crate::qcow2::{Measure, Qcow2Format};
 use crate::raw::{RawFile, RawFormat};
-use crate::{BlockBackend, BlockError};
+use crate::{BlockBackend, BlockError, pool};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,8 +64,11 @@ pub fn driver(name: &str) -> ImageResult<&'static dyn Driver> {
     })
 }
 
-/// Opens and locks an image of a stated format.
+/// Opens and locks an image of a stated format: one of the drivers', or `pool` for a volume (`POOL-FILE/VOLUME`).
 pub fn open(path: &Path, format: &str, options: &OpenOptions) -> ImageResult<Arc<dyn DiskImage>> {
+    if format == pool::image::FORMAT {
+        return pool::image::open(path, options);
+    }
     let driver = driver(format)?;
     let file = RawFile::open_storage(path, options)?;
     driver.open(Arc::new(file), path, options)
@@ -73,6 +76,9 @@ pub fn open(path: &Path, format: &str, options: &OpenOptions) -> ImageResult<Arc
 
 /// Name of the format the file's first bytes show; `raw` when they show none.
 pub fn probe(path: &Path) -> ImageResult<&'static str> {
+    if pool::image::is_volume(path) {
+        return Ok(pool::image::FORMAT);
+    }
     let options = OpenOptions { ignore_locks: true, ..OpenOptions::reading() };
     let file = RawFile::open_storage(path, &options)?;
     let mut head = vec![0; file.size().min(1 << 16) as usize];
@@ -80,9 +86,13 @@ pub fn probe(path: &Path) -> ImageResult<&'static str> {
     Ok(drivers().find(|driver| driver.probe(&head, file.size())).map_or("raw", Driver::name))
 }
 
-/// Makes an empty image; a file that is there is overwritten.
+/// Makes an empty image; a file that is there is overwritten. A volume of a pool is made by the same path as it is opened.
 pub fn create(path: &Path, format: &str, options: CreateOptions) -> ImageResult<()> {
-    driver(format)?.create(path, options)
+    if format == pool::image::FORMAT {
+        pool::image::create(path, options)
+    } else {
+        driver(format)?.create(path, options)
+    }
 }
 
 /// Images of one chain: more are taken for an attack.

@@ -1,7 +1,7 @@
 //! The two headers and the two region tables (MS-VHDX sections 2.2.2 and 2.2.3).
 
-use super::crc::crc32c_without;
 use crate::backend::BlockBackend;
+use crate::crc32c::crc32c_without;
 use crate::error::BlockError;
 use crate::image::ImageResult;
 use crate::mapped::{Fields, put};

@@ -3,9 +3,9 @@
 //! An entry is written and made durable before its pages go to their places, and those are durable before the next
 //! entry is written. So one entry at most is needed after a crash, and every entry is its own tail.
 
-use super::crc::crc32c_without;
 use super::header::{Guid, Header};
 use crate::backend::BlockBackend;
+use crate::crc32c::crc32c_without;
 use crate::error::BlockError;
 use crate::image::ImageResult;
 use crate::mapped::{Fields, put};

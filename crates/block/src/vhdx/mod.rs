@@ -8,7 +8,6 @@
 //! Everything that is one of two has a checksum; of the headers the one with the higher sequence number is current.
 //! The table's changes go through the log, see `log.rs`.
 
-mod crc;
 mod header;
 mod layout;
 mod log;

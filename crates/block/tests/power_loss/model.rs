@@ -10,7 +10,7 @@ pub struct Model {
     /// Changes so far.
     pub changes: usize,
     /// Values written to each sector since the last flush, besides that of `now`.
-    possible: Vec<Vec<u8>>,
+    pub possible: Vec<Vec<u8>>,
 }
 
 impl Model {

@@ -3,8 +3,8 @@
 use crate::random::Random;
 use block::{BlockBackend, Capabilities, Extent};
 use std::io::{Error, IoSlice, IoSliceMut, Result};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 const SECTOR: usize = 512;
 
@@ -22,13 +22,31 @@ pub struct Recorder {
     content: Mutex<Content>,
     seed: u64,
     /// Writes and flushes until the power goes: from then on, everything fails.
-    left: AtomicI64,
+    left: Arc<AtomicI64>,
+    broken: AtomicBool,
 }
 
 impl Recorder {
     pub fn new(bytes: Vec<u8>, seed: u64) -> Self {
         let content = Content { safe: bytes.clone(), now: bytes, pending: Vec::new() };
-        Recorder { content: Mutex::new(content), seed, left: AtomicI64::new(i64::MAX) }
+        Recorder {
+            content: Mutex::new(content),
+            seed,
+            left: Arc::new(AtomicI64::new(i64::MAX)),
+            broken: AtomicBool::new(false),
+        }
+    }
+
+    /// Hangs on the power of another one.
+    #[allow(dead_code, reason = "only pools have several files")]
+    pub fn share_power(&mut self, other: &Recorder) {
+        self.left = other.left.clone();
+    }
+
+    /// From now on, everything fails, or nothing does.
+    #[allow(dead_code, reason = "only members of pools break")]
+    pub fn set_broken(&self, broken: bool) {
+        self.broken.store(broken, Ordering::SeqCst);
     }
 
     /// The power goes after so many writes and flushes.
@@ -40,7 +58,12 @@ impl Recorder {
         self.left.load(Ordering::SeqCst) > 0
     }
 
+    fn check_broken(&self) -> Result<()> {
+        if self.broken.load(Ordering::SeqCst) { Err(Error::other("broken")) } else { Ok(()) }
+    }
+
     fn step(&self) -> Result<()> {
+        self.check_broken()?;
         if self.left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(Error::other("no power")) }
     }
 
@@ -86,6 +109,7 @@ impl BlockBackend for Recorder {
         Capabilities { read_only: false, discard: true, zero_alignment: 512, growable: true }
     }
     fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        self.check_broken()?;
         let content = self.content.lock().unwrap();
         let mut at = offset as usize;
         for buffer in buffers {
@@ -109,8 +133,15 @@ impl BlockBackend for Recorder {
     fn flush(&self) -> Result<()> {
         self.step()?;
         let mut content = self.content.lock().unwrap();
-        content.safe = content.now.clone();
-        content.pending.clear();
+        let Content { now, safe, pending } = &mut *content;
+        if safe.len() == now.len() {
+            for (sector, data) in pending.iter() {
+                safe[sector * SECTOR..][..SECTOR].copy_from_slice(data);
+            }
+        } else {
+            safe.clone_from(now);
+        }
+        pending.clear();
         Ok(())
     }
     fn discard(&self, offset: u64, len: u64) -> Result<()> {

@@ -19,7 +19,7 @@ const TABLE: [u32; 256] = {
 };
 
 /// Checksum of a structure whose four bytes at `at` count as zeros.
-pub(super) fn crc32c_without(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn crc32c_without(bytes: &[u8], at: usize) -> u32 {
     let crc = bytes.iter().enumerate().fold(u32::MAX, |crc, (n, &byte)| {
         let byte = if (at..at + 4).contains(&n) { 0 } else { byte };
         crc >> 8 ^ TABLE[usize::from(crc as u8 ^ byte)]
@@ -27,9 +27,14 @@ pub(super) fn crc32c_without(bytes: &[u8], at: usize) -> u32 {
     !crc
 }
 
+/// Checksum of all bytes.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &byte| crc >> 8 ^ TABLE[usize::from(crc as u8 ^ byte)])
+}
+
 #[cfg(test)]
 mod tests {
-    use super::crc32c_without;
+    use super::{crc32c, crc32c_without};
 
     /// RFC 3720, appendix B.4.
     #[test]
@@ -39,6 +44,7 @@ mod tests {
         assert_eq!(crc32c_without(&[0xFF; 32], none), 0x62A8_AB43);
         let up: Vec<u8> = (0..32).collect();
         assert_eq!(crc32c_without(&up, none), 0x46DD_794E);
+        assert_eq!(crc32c(&up), 0x46DD_794E);
         assert_eq!(crc32c_without(&[7; 32], 0), crc32c_without(&[&[9; 4][..], &[7; 28]].concat(), 0));
     }
 }

@@ -1,0 +1,286 @@
+//! Reading and writing a part of a chunk.
+
+use super::Pool;
+use super::commit::is_full;
+use super::record::{Copies, LayerId, MemberId, Place, Record, Slot, VolumeId};
+use super::state::Found;
+use crate::BlockBackend;
+use crate::buffers::len;
+use std::io::{Error, IoSlice, IoSliceMut, Result};
+
+/// What is written.
+pub(super) enum Content<'a> {
+    Bytes(&'a [IoSlice<'a>]),
+    /// So many zeros.
+    Zeros(u64),
+}
+
+impl Content<'_> {
+    pub fn len(&self) -> u64 {
+        match self {
+            Content::Bytes(buffers) => len(buffers),
+            Content::Zeros(len) => *len,
+        }
+    }
+
+    fn write(&self, disk: &dyn BlockBackend, offset: u64) -> Result<()> {
+        match self {
+            Content::Bytes(buffers) => disk.write_at(offset, buffers),
+            Content::Zeros(len) => disk.write_zeroes(offset, *len, true),
+        }
+    }
+}
+
+/// Bytes that are copied at once.
+pub(super) const COPY: u64 = 1 << 20;
+
+impl Pool {
+    pub(super) fn read_piece(
+        &self,
+        volume: VolumeId,
+        layer: LayerId,
+        chunk: u32,
+        at: u64,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Result<()> {
+        let _hold = self.holds.share(volume, chunk);
+        let found = self.inner.read().state.find(layer, chunk);
+        match found {
+            Found::Zeros | Found::Reserved(_) => {
+                buffers.iter_mut().for_each(|buffer| buffer.fill(0));
+                Ok(())
+            }
+            Found::Own(copies) | Found::Inherited(copies) => {
+                self.read_copies(volume, chunk, &copies, at, buffers)
+            }
+        }
+    }
+
+    /// Reads from one of the copies; neighbours read from different ones.
+    pub(super) fn read_copies(
+        &self,
+        volume: VolumeId,
+        chunk: u32,
+        copies: &Copies,
+        at: u64,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Result<()> {
+        let (healthy, dirty) = {
+            let state = &self.inner.read().state;
+            (state.healthy(copies), state.dirty.contains(&(volume, state.region_of(chunk))))
+        };
+        let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, copies))?;
+        let places = healthy.places();
+        // A pool that cannot be made equal is read from the copy that would count.
+        let first = if self.read_only && dirty { 0 } else { (at >> 20) as usize + chunk as usize };
+        let mut result = Ok(());
+        for number in 0..places.len() {
+            let Some(place) = places.get((first + number) % places.len()) else { break };
+            result = self.disk(place.member).and_then(|disk| disk.read_at(self.offset(*place) + at, buffers));
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// The error of a chunk none of whose copies can be reached.
+    fn lost(&self, volume: VolumeId, chunk: u32, copies: &Copies) -> Error {
+        let names: Vec<String> = copies.places().iter().map(|place| self.name_of(place.member)).collect();
+        let name = self.inner.read().state.volumes.get(&volume).map(|volume| volume.settings.name.clone());
+        let text = format!(
+            "Chunk {chunk} of volume {} is only on member {}, which is missing or failed",
+            name.unwrap_or_default(),
+            names.join(" and ")
+        );
+        Error::other(text)
+    }
+
+    pub(super) fn write_piece(
+        &self,
+        volume: VolumeId,
+        layer: LayerId,
+        chunk: u32,
+        at: u64,
+        content: &Content<'_>,
+    ) -> Result<()> {
+        loop {
+            let hold = self.holds.share(volume, chunk);
+            if let Some(copies) = self.in_place(layer, chunk) {
+                let _region =
+                    if copies.places().len() > 1 { Some(self.use_region(volume, chunk)?) } else { None };
+                let write = |disk: &dyn BlockBackend, place| content.write(disk, self.offset(place) + at);
+                if self.write_copies(&copies, write)? == copies {
+                    return Ok(());
+                }
+                // A copy missed it; before this is acknowledged, it must be forgotten.
+            }
+            drop(hold);
+            let _hold = self.holds.alone(volume, chunk);
+            if self.in_place(layer, chunk).is_none() && self.place(volume, layer, chunk, at, content)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The copies of a chunk that can be written where they are: it is the top layer's own, and all of them work.
+    fn in_place(&self, layer: LayerId, chunk: u32) -> Option<Copies> {
+        let state = &self.inner.read().state;
+        match state.find(layer, chunk) {
+            Found::Own(copies) if state.healthy(&copies) == Some(copies) => Some(copies),
+            _ => None,
+        }
+    }
+
+    /// Writes to all copies, and tells which of them have it. Members that fail are given up, if others have it.
+    pub(super) fn write_copies(
+        &self,
+        copies: &Copies,
+        write: impl Fn(&dyn BlockBackend, Place) -> Result<()>,
+    ) -> Result<Copies> {
+        let mut failed: Vec<(MemberId, Error)> = Vec::new();
+        for place in copies.places() {
+            let done = self.disk(place.member).and_then(|disk| write(&*disk, *place));
+            failed.extend(done.err().map(|error| (place.member, error)));
+        }
+        let written = copies.filter(|place| failed.iter().all(|(member, _)| *member != place.member));
+        let lost_some = !failed.is_empty();
+        for (member, error) in failed {
+            if written.is_none() || is_full(&error) {
+                return Err(error);
+            }
+            self.fail_member(member, error)?;
+        }
+        if lost_some {
+            // Nobody hears that the write is done while the log still trusts the copy that missed it.
+            self.commit()?;
+        }
+        written.ok_or_else(|| Error::other("The chunk has no copy"))
+    }
+
+    /// Gives a chunk that cannot be written in place another one, or takes it into use. `Ok(false)`: it can be written
+    /// in place now. The caller has the chunk alone.
+    fn place(
+        &self,
+        volume: VolumeId,
+        layer: LayerId,
+        chunk: u32,
+        at: u64,
+        content: &Content<'_>,
+    ) -> Result<bool> {
+        let found = self.inner.read().state.find(layer, chunk);
+        let (target, source) = match found {
+            Found::Own(copies) => {
+                self.forget_failed(volume, layer, chunk, copies, true)?;
+                return Ok(false);
+            }
+            Found::Reserved(copies) => (self.forget_failed(volume, layer, chunk, copies, false)?, None),
+            Found::Zeros if matches!(content, Content::Zeros(_)) => return Ok(true),
+            Found::Zeros => (self.allocate(&self.settings(volume)?, chunk)?, None),
+            Found::Inherited(copies) => (self.allocate(&self.settings(volume)?, chunk)?, Some(copies)),
+        };
+        let fresh = !matches!(found, Found::Reserved(_));
+        let filled = self.fill(volume, chunk, &target, source.as_ref(), at, content);
+        let recorded = filled.and_then(|copies| {
+            self.change(vec![Record::Mapped { layer, chunk, slot: Slot::Data { copies, written: true } }])?;
+            Ok(copies)
+        });
+        if fresh {
+            let kept = recorded.as_ref().ok();
+            let mut inner = self.inner.write();
+            for place in target.places() {
+                if kept.is_none_or(|kept| !kept.places().contains(place)) {
+                    inner.space.give_back(*place);
+                }
+            }
+        }
+        recorded.map(|_| true)
+    }
+
+    /// Leaves only copies on members that work, durably, because they are about to differ from the others.
+    fn forget_failed(
+        &self,
+        volume: VolumeId,
+        layer: LayerId,
+        chunk: u32,
+        copies: Copies,
+        written: bool,
+    ) -> Result<Copies> {
+        let healthy = self.inner.read().state.healthy(&copies);
+        let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, &copies))?;
+        if healthy != copies {
+            self.change(vec![Record::Mapped {
+                layer,
+                chunk,
+                slot: Slot::Data { copies: healthy, written },
+            }])?;
+            self.commit()?;
+        }
+        Ok(healthy)
+    }
+
+    /// Writes a whole chunk: `content` at `at`, the rest from `source`, or zeros.
+    pub(super) fn fill(
+        &self,
+        volume: VolumeId,
+        chunk: u32,
+        target: &Copies,
+        source: Option<&Copies>,
+        at: u64,
+        content: &Content<'_>,
+    ) -> Result<Copies> {
+        let mut target = *target;
+        let end = at + content.len();
+        for (start, stop) in [(0, at), (end, self.chunk)] {
+            let Some(source) = source else {
+                if start < stop {
+                    target = self.write_copies(&target, |disk, place| {
+                        disk.write_zeroes(self.offset(place) + start, stop - start, true)
+                    })?;
+                }
+                continue;
+            };
+            let mut buffer = vec![0; (stop - start).min(COPY) as usize];
+            let mut next = start;
+            while next < stop {
+                let len = (stop - next).min(COPY) as usize;
+                let bytes = buffer.get_mut(..len).unwrap_or_default();
+                self.read_copies(volume, chunk, source, next, &mut [IoSliceMut::new(bytes)])?;
+                target = self.write_copies(&target, |disk, place| {
+                    disk.write_bytes(self.offset(place) + next, bytes)
+                })?;
+                next += len as u64;
+            }
+        }
+        self.write_copies(&target, |disk, place| content.write(disk, self.offset(place) + at))
+    }
+
+    /// A discard of a part of a chunk, or of all of it.
+    pub(super) fn discard_piece(
+        &self,
+        volume: VolumeId,
+        layer: LayerId,
+        chunk: u32,
+        whole: bool,
+        at: u64,
+        len: u64,
+    ) -> Result<()> {
+        if whole {
+            return self.clear_chunk(volume, layer, chunk, false);
+        }
+        let is_own = self.in_place(layer, chunk).is_some();
+        if is_own { self.write_piece(volume, layer, chunk, at, &Content::Zeros(len)) } else { Ok(()) }
+    }
+
+    /// Makes a chunk read as zeros. Its space is kept with `keep`, and by volumes that are thick.
+    pub(super) fn clear_chunk(&self, volume: VolumeId, layer: LayerId, chunk: u32, keep: bool) -> Result<()> {
+        let _hold = self.holds.alone(volume, chunk);
+        let mut inner = self.inner.write();
+        let keep = keep || inner.state.is_thick(volume);
+        match inner.state.find(layer, chunk) {
+            Found::Zeros => Ok(()),
+            Found::Reserved(_) if keep => Ok(()),
+            _ => inner.change(vec![Record::Cleared { layer, chunk, keep }]),
+        }
+    }
+}

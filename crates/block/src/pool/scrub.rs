@@ -1,0 +1,148 @@
+//! Comparing the copies of mirrored volumes, and making them equal.
+
+use super::Pool;
+use super::record::{Copies, Layout, Record, Slot, VolumeId};
+use super::request::COPY;
+use serde::Serialize;
+use std::io::Result;
+
+/// What a scrub found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScrubReport {
+    /// Chunks that were read, all copies of each.
+    pub chunks: u64,
+    /// Chunks whose copies differ.
+    pub differing: u64,
+    /// Chunks of which a copy cannot be read.
+    pub unreadable: u64,
+    /// Chunks that could be read in no copy: their data are lost.
+    pub lost: u64,
+    /// Chunks that are on fewer members than they should be; `vireo pool rebuild` mends that.
+    pub degraded: u64,
+    /// Chunks whose copies were made equal.
+    pub repaired: u64,
+    /// A line for each finding, at most 1000.
+    pub findings: Vec<String>,
+}
+
+impl ScrubReport {
+    /// Nothing wrong is left.
+    pub fn is_clean(&self) -> bool {
+        self.differing + self.unreadable == self.repaired && self.lost == 0 && self.degraded == 0
+    }
+}
+
+/// What became of a chunk.
+#[derive(Default)]
+struct Comparison {
+    differs: bool,
+    unreadable: bool,
+    lost: bool,
+    repaired: bool,
+}
+
+impl Pool {
+    /// Reads everything and compares copies. With `repair`, what differs or cannot be read is written anew, from what
+    /// most copies say, or the first of them. Volumes may be used meanwhile. `progress` hears the number of each chunk.
+    pub fn scrub(&self, repair: bool, progress: &dyn Fn(u64)) -> Result<ScrubReport> {
+        let mut report = ScrubReport::default();
+        let volumes: Vec<VolumeId> = self.inner.read().state.volumes.keys().copied().collect();
+        for volume in volumes {
+            let Ok(settings) = self.settings(volume) else { continue };
+            for (layer, chunk, _) in self.slots_of(volume) {
+                let gate = self.gate(volume);
+                let _gate = gate.read();
+                let _hold = self.holds.alone(volume, chunk);
+                let slot = {
+                    let state = &self.inner.read().state;
+                    state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk)).copied()
+                };
+                let Some(Slot::Data { copies, written }) = slot else { continue };
+                let healthy = self.inner.read().state.healthy(&copies);
+                let there = healthy.map_or(0, |copies| copies.places().len());
+                report.degraded += u64::from(there < settings.layout.copies());
+                let Some(healthy) = healthy.filter(|_| written) else { continue };
+                report.chunks += 1;
+                progress(report.chunks);
+                let found = self.compare_copies(&healthy, repair)?;
+                report.add(&found, &format!("chunk {chunk} of volume {}", settings.name));
+            }
+        }
+        Ok(report)
+    }
+
+    /// Makes the copies in dirty regions equal.
+    pub(super) fn resync(&self) -> Result<()> {
+        let dirty: Vec<(VolumeId, u32)> = self.inner.read().state.dirty.iter().copied().collect();
+        for (volume, region) in dirty {
+            let is_mirror = matches!(self.settings(volume)?.layout, Layout::Mirrored(_));
+            for (_, chunk, copies) in self.slots_of(volume) {
+                let healthy = {
+                    let state = &self.inner.read().state;
+                    state.healthy(&copies).filter(|_| is_mirror && state.region_of(chunk) == region)
+                };
+                if let Some(healthy) = healthy {
+                    self.compare_copies(&healthy, true)?;
+                }
+            }
+            self.change(vec![Record::Cleaned { volume, region }])?;
+        }
+        self.commit()
+    }
+
+    fn compare_copies(&self, copies: &Copies, repair: bool) -> Result<Comparison> {
+        let mut found = Comparison::default();
+        let mut wrote = false;
+        let mut at = 0;
+        while at < self.chunk {
+            let len = (self.chunk - at).min(COPY) as usize;
+            let read = |place: &super::Place| {
+                let mut bytes = vec![0; len];
+                let disk = self.disk(place.member).ok()?;
+                disk.read_bytes(self.offset(*place) + at, &mut bytes).ok().map(|()| bytes)
+            };
+            let contents: Vec<Option<Vec<u8>>> = copies.places().iter().map(read).collect();
+            let votes =
+                |content: &&Vec<u8>| contents.iter().flatten().filter(|other| other == content).count();
+            let most = contents.iter().flatten().map(|content| votes(&content)).max();
+            let Some(right) = contents.iter().flatten().find(|content| Some(votes(content)) == most) else {
+                found.lost = true;
+                return Ok(found);
+            };
+            for (place, content) in copies.places().iter().zip(&contents) {
+                if content.as_ref() == Some(right) {
+                    continue;
+                }
+                found.differs |= content.is_some();
+                found.unreadable |= content.is_none();
+                if repair {
+                    self.disk(place.member)?.write_bytes(self.offset(*place) + at, right)?;
+                    wrote = true;
+                }
+            }
+            at += len as u64;
+        }
+        found.repaired = wrote;
+        Ok(found)
+    }
+}
+
+impl ScrubReport {
+    fn add(&mut self, found: &Comparison, which: &str) {
+        self.differing += u64::from(found.differs && !found.unreadable);
+        self.unreadable += u64::from(found.unreadable);
+        self.lost += u64::from(found.lost);
+        self.repaired += u64::from(found.repaired);
+        let what = match found {
+            Comparison { lost: true, .. } => "cannot be read on any member",
+            Comparison { unreadable: true, .. } => "cannot be read on one of its members",
+            Comparison { differs: true, .. } => "has copies that differ",
+            _ => return,
+        };
+        if self.findings.len() < 1000 {
+            let repaired = if found.repaired { "; repaired" } else { "" };
+            self.findings.push(format!("{which} {what}{repaired}"));
+        }
+    }
+}

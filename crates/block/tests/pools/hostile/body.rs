@@ -1,0 +1,189 @@
+//! One execution: a small pool, some bytes of its metadata changed, checksums made right again.
+
+use block::pool::{CHUNK_MIN, Layout, OpenPool, Pool, Provisioning};
+use block::{BlockBackend, Capabilities, Extent};
+use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex};
+
+const CHUNK: usize = CHUNK_MIN as usize;
+const HEAD: usize = 16;
+
+/// A block device in memory.
+struct Memory(Mutex<Vec<u8>>);
+
+impl Memory {
+    fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Memory(Mutex::new(bytes)))
+    }
+}
+
+impl BlockBackend for Memory {
+    fn size(&self) -> u64 {
+        self.0.lock().unwrap().len() as u64
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { read_only: false, discard: true, zero_alignment: 512, growable: false }
+    }
+    fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let bytes = self.0.lock().unwrap();
+        let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
+        for buffer in buffers {
+            let there = bytes.get(at..at.saturating_add(buffer.len())).ok_or(ErrorKind::InvalidInput)?;
+            buffer.copy_from_slice(there);
+            at += buffer.len();
+        }
+        Ok(())
+    }
+    fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+        let mut bytes = self.0.lock().unwrap();
+        let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
+        for buffer in buffers {
+            let there = bytes.get_mut(at..at.saturating_add(buffer.len())).ok_or(ErrorKind::InvalidInput)?;
+            there.copy_from_slice(buffer);
+            at += buffer.len();
+        }
+        Ok(())
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<()> {
+        let len = usize::try_from(len).ok().filter(|len| *len <= 1 << 26).ok_or(ErrorKind::InvalidInput)?;
+        self.write_bytes(offset, &vec![0; len])
+    }
+    fn resize(&self, _size: u64) -> Result<()> {
+        Err(Error::from(ErrorKind::Unsupported))
+    }
+    fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
+        Ok(Extent::data(offset, len, Some(offset)))
+    }
+}
+
+fn open(members: &[Vec<u8>], options: OpenPool) -> Option<Arc<Pool>> {
+    let offered = members.iter().enumerate().map(|(number, bytes)| {
+        let file: Arc<dyn BlockBackend> = Memory::new(bytes.clone());
+        (PathBuf::from(format!("m{number}")), Ok(file))
+    });
+    Pool::open(offered.collect(), options).ok()
+}
+
+/// Two members with something of everything, checkpoint and log.
+static MEMBERS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+    let members: Vec<(PathBuf, Arc<Memory>)> = (0..2)
+        .map(|number| (PathBuf::from(format!("m{number}")), Memory::new(vec![0; 40 * CHUNK])))
+        .collect();
+    let disks: Vec<_> =
+        members.iter().map(|(path, file)| (path.clone(), file.clone() as Arc<dyn BlockBackend>)).collect();
+    Pool::create(&disks, CHUNK_MIN).unwrap();
+    let make = || {
+        let offered = disks.iter().map(|(path, file)| (path.clone(), Ok(file.clone())));
+        Pool::open(offered.collect(), OpenPool::default()).unwrap()
+    };
+    let change = |pool: &Arc<Pool>, name: &str| {
+        let volume = pool.volume(name, false).unwrap();
+        volume.write_bytes(100, &[3; 100_000]).unwrap();
+        pool.create_snapshot(name, "s1").unwrap();
+        volume.write_bytes(0, &[4; 512]).unwrap();
+        volume.discard(0, CHUNK_MIN).unwrap();
+        pool.create_snapshot(name, "s2").unwrap();
+        volume.write_bytes(1 << 17, &[5; 512]).unwrap();
+        volume.flush().unwrap();
+    };
+    let pool = make();
+    pool.create_volume("a", 5 * CHUNK_MIN, Layout::Mirrored(2), Provisioning::Thin, &[]).unwrap();
+    pool.create_volume("b", 5 * CHUNK_MIN, Layout::Striped, Provisioning::Lazy, &[]).unwrap();
+    change(&pool, "a");
+    drop(pool);
+    let pool = make();
+    change(&pool, "b");
+    pool.delete_snapshot("a", "s1").unwrap();
+    // The log must not end in a checkpoint.
+    std::mem::forget(pool);
+    members.iter().map(|(_, file)| file.0.lock().unwrap().clone()).collect()
+});
+
+/// Where boxes begin that are not empty.
+static BOXES: LazyLock<Vec<(usize, usize)>> = LazyLock::new(|| {
+    let mut boxes = Vec::new();
+    for (number, member) in MEMBERS.iter().enumerate() {
+        let starts = (0..member.len() - HEAD).step_by(4096).filter(|at| member[*at..].starts_with(b"VIREOP"));
+        boxes.extend(starts.map(|at| (number, at)));
+    }
+    boxes
+});
+
+/// CRC-32C, a bit at a time.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (0x82F6_3B78 & (crc & 1).wrapping_neg()))
+    })
+}
+
+/// Makes a box's checksum right, so that its content is looked at.
+fn seal(bytes: &mut [u8]) {
+    let Some(len) = bytes.get(8..12).and_then(|len| len.try_into().ok()).map(u32::from_le_bytes) else {
+        return;
+    };
+    let Some(content) = bytes.get(HEAD..HEAD.saturating_add(len as usize)) else { return };
+    let sum = crc32c(&bytes[..12]).rotate_left(1) ^ crc32c(content);
+    bytes[12..HEAD].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// The first byte says how the pool is opened; each six of the rest change a box.
+pub fn run(program: &[u8]) {
+    let Some((how, patches)) = program.split_first() else { return };
+    let mut members = MEMBERS.clone();
+    for patch in patches.as_chunks::<6>().0.iter().take(16) {
+        let Some((member, at)) = BOXES.get(usize::from(patch[0]) % BOXES.len().max(1)).copied() else {
+            return;
+        };
+        let bytes = &mut members[member][at..];
+        let len = bytes[8..12].try_into().map(u32::from_le_bytes).unwrap_or(0).clamp(1, 1 << 12) as usize;
+        let place = usize::from(u16::from_le_bytes([patch[1], patch[2]])) % (len + 4);
+        // The length, or something in the content.
+        let place = if place < 4 { 8 + place } else { HEAD + place - 4 };
+        bytes[place] = patch[3];
+        if patch[4] & 1 != 0 {
+            bytes[place + 1] = patch[5];
+        }
+        if patch[4] & 0xf0 != 0 {
+            seal(bytes);
+        }
+    }
+    if how & 1 != 0 {
+        members.truncate(1);
+    }
+    for read_only in [true, false] {
+        if let Some(pool) = open(&members, OpenPool { read_only, degraded: how & 2 == 0 }) {
+            exercise(&pool);
+        }
+    }
+}
+
+/// Results do not matter.
+fn exercise(pool: &Arc<Pool>) {
+    let mut buffer = vec![0; 1 << 16];
+    for volume in pool.info().volumes {
+        let Ok(disk) = pool.volume(&volume.name, false) else { continue };
+        let size = disk.size();
+        for at in [0, 4096, size / 2, size.saturating_sub(1 << 16)] {
+            let _ = disk.read_bytes(at, &mut buffer);
+            let _ = disk.block_status(at, 1 << 16);
+        }
+        let _ = disk.write_bytes(700, &buffer[..9000]);
+        let _ = disk.discard(0, 1 << 17);
+        let _ = disk.flush();
+        let _ = pool.create_snapshot(&volume.name, "t");
+        let _ = disk.write_bytes(0, &buffer[..512]);
+        let _ = pool.revert(&volume.name, "s2");
+        let _ = pool.delete_snapshot(&volume.name, "s2");
+        let _ = disk.resize(1 << 18);
+    }
+    let _ = pool.scrub(true, &|_| ());
+    let _ = pool.rebuild(&|_| ());
+    let _ = pool.remove_member("0", &|_| ());
+}
