@@ -28,6 +28,8 @@ enum Command {
     Doctor(commands::doctor::DoctorArgs),
     /// Make, inspect, check and convert disk images
     Image(Box<commands::image::ImageArgs>),
+    /// Pools of disks, and the volumes in them
+    Pool(Box<commands::pool::PoolArgs>),
     /// CPU models
     Cpu(commands::cpu::CpuArgs),
     /// Print a shell's completions of this program
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Completions(arguments) => commands::completions::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Image(arguments) => commands::image::run(&arguments),
+        Command::Pool(arguments) => commands::pool::run(&arguments),
         Command::Cpu(arguments) => commands::cpu::run(&arguments),
     };
     match result {

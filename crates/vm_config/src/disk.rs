@@ -25,10 +25,12 @@ pub enum DiskFormat {
     Vpc,
     /// Hyper-V.
     Vhdx,
+    /// A volume of a pool; the path is that of the pool file, `/`, and the volume's name.
+    Pool,
 }
 
 impl DiskFormat {
-    const ALL: [DiskFormat; 7] = [
+    const ALL: [DiskFormat; 8] = [
         DiskFormat::Raw,
         DiskFormat::Qcow2,
         DiskFormat::Luks,
@@ -36,6 +38,7 @@ impl DiskFormat {
         DiskFormat::Vmdk,
         DiskFormat::Vpc,
         DiskFormat::Vhdx,
+        DiskFormat::Pool,
     ];
 
     /// Its name, as `block` knows it.
@@ -48,6 +51,7 @@ impl DiskFormat {
             DiskFormat::Vmdk => "vmdk",
             DiskFormat::Vpc => "vpc",
             DiskFormat::Vhdx => "vhdx",
+            DiskFormat::Pool => "pool",
         }
     }
 
@@ -80,7 +84,7 @@ impl DiskCache {
     }
 }
 
-/// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
+/// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
 /// [,readonly=on|off][,serial=TEXT]
 /// [,queues=N][,packed=on|off][,rerror=report|ignore|stop|enospc][,werror=…][,commit=on|off][,inject=RULE]`, and the limits of [`ThrottleConfig`]; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,7 +211,7 @@ fn split(text: &str) -> Vec<String> {
 }
 
 /// The options that are no limits, for messages.
-const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
+const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
                        discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off, rerror|werror=report|ignore|stop|enospc, commit=on|off, inject=RULE";
 
 fn on_off(name: &'static str, value: &str) -> Result<bool, ConfigError> {

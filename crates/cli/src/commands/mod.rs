@@ -5,4 +5,5 @@ pub mod cpu;
 pub mod ctl;
 pub mod doctor;
 pub mod image;
+pub mod pool;
 pub mod run;

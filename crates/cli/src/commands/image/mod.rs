@@ -215,7 +215,7 @@ fn location(path: &Path) -> Result<Option<nbd::Location>> {
 }
 
 /// A number of bytes.
-fn size(text: &str) -> Result<u64> {
+pub(super) fn size(text: &str) -> Result<u64> {
     block::parse_size(text).map_err(anyhow::Error::msg)
 }
 
@@ -260,7 +260,7 @@ fn wants_help(texts: &[String], format: &str) -> Result<bool> {
 }
 
 /// A size for people.
-fn human(bytes: u64) -> String {
+pub(super) fn human(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
