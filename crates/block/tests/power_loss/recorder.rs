@@ -38,13 +38,11 @@ impl Recorder {
     }
 
     /// Hangs on the power of another one.
-    #[allow(dead_code, reason = "only pools have several files")]
     pub fn share_power(&mut self, other: &Recorder) {
         self.left = other.left.clone();
     }
 
     /// From now on, everything fails, or nothing does.
-    #[allow(dead_code, reason = "only members of pools break")]
     pub fn set_broken(&self, broken: bool) {
         self.broken.store(broken, Ordering::SeqCst);
     }
