@@ -41,7 +41,7 @@ pub struct ServeArgs {
     /// A persistent dirty bitmap that clients may ask for as qemu:dirty-bitmap:NAME; repeat for several
     #[arg(short = 'B', long, value_name = "NAME")]
     bitmap: Vec<String>,
-    /// One more image: file=FILE[,name=NAME][,format=FORMAT][,readonly=on|off][,bitmap=NAME][,description=TEXT];
+    /// One more image: `file=FILE[,name=NAME][,format=FORMAT][,readonly=on|off][,bitmap=NAME][,description=TEXT]`;
     /// repeat for several
     #[arg(long, value_name = "EXPORT")]
     export: Vec<String>,
