@@ -5,7 +5,7 @@
 //! instruction that has the same address in its page as a breakpoint (a block does not know its linear address), and
 //! such blocks are neither translated nor in the jump cache. So the look-up that everything takes at last compares
 //! linear addresses, and code without breakpoints costs nothing. Such addresses stay cut until the debugger has no
-//! breakpoint at all, because debuggers take their breakpoints out and put them back at each stop.
+//! breakpoint at all; gdb takes all of them out at each stop, so code is decoded and translated anew after one.
 //!
 //! # Watchpoints
 //! The page of watched data is not put into the TLB, so that all its accesses take the slow path, also those of
