@@ -144,7 +144,7 @@ impl Copy<'_> {
 
     fn write(&self, offset: u64, data: &[u8], all_zero: bool) -> Result<()> {
         let cluster = self.target.cluster_size();
-        let unit = cluster.max(self.options.find_zeros).clamp(ZEROS_LEAST, data.len().max(1) as u64);
+        let unit = cluster.max(self.options.find_zeros).max(ZEROS_LEAST).min(data.len().max(1) as u64);
         if all_zero {
             return self.zeros(offset, data.len() as u64);
         }

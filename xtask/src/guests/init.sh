@@ -23,6 +23,17 @@ case $task in
 *,*) argument=${task#*,} task=${task%%,*} ;;
 esac
 
+# Waits up to 30 s for the virtio console. The port is announced through the device's control queue, some time after the
+# driver is there, and its node is there some time before it can be opened; a redirection to no node would make a file.
+wait_for_hvc0() {
+  n=0
+  until [ -c /dev/hvc0 ] && (exec 4<> /dev/hvc0) 2> /dev/null; do
+    [ $n -lt 300 ] || return 1
+    sleep 0.1
+    n=$((n + 1))
+  done
+}
+
 # Waits up to 30 s for a block device.
 wait_for_disk() {
   n=0
@@ -84,11 +95,7 @@ entropy)
 console)
   modprobe virtio_pci
   modprobe virtio_console
-  # The port is announced through the device's control queue, some time after the driver is there; a redirection
-  # to a node that is not would make a plain file.
-  n=0
-  while [ ! -c /dev/hvc0 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
-  [ -c /dev/hvc0 ] && echo "VIREO-CONSOLE-OK" > /dev/hvc0
+  wait_for_hvc0 && echo "VIREO-CONSOLE-OK" > /dev/hvc0
   ;;
 smp) echo "VIREO-SMP $(nproc)" && vireo_guest cpu | grep threads ;;
 time)
@@ -127,8 +134,7 @@ case " $(cat /proc/cmdline) " in
 *" console=hvc0 "*)
   modprobe virtio_pci
   modprobe virtio_console
-  n=0
-  while [ ! -c /dev/hvc0 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
+  wait_for_hvc0
   exec < /dev/hvc0 > /dev/hvc0 2>&1
   echo "VIREO-INIT-OK on hvc0"
   ;;
