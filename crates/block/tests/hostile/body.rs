@@ -1,76 +1,13 @@
 //! Images with wrong metadata: whatever a file says, opening, checking, reading, writing and repairing it end with
 //! success or an error, without a panic, a loop or a huge allocation.
 
-use block::{
-    BlockBackend, Capabilities, CreateOptions, DiskImage, Extent, OpenOptions, Repair, create, driver, open,
-};
-use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
+#[path = "memory.rs"]
+mod memory;
+
+use block::{CreateOptions, DiskImage, OpenOptions, Repair, create, driver, open};
+use memory::Memory;
 use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex};
-
-/// A file in memory, at most this large.
-const FILE_MAX: usize = 16 << 20;
-
-struct Memory(Mutex<Vec<u8>>);
-
-impl BlockBackend for Memory {
-    fn size(&self) -> u64 {
-        self.0.lock().unwrap().len() as u64
-    }
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { read_only: false, discard: true, zero_alignment: 512, growable: true }
-    }
-    fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let bytes = self.0.lock().unwrap();
-        let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
-        for buffer in buffers {
-            let there = bytes.get(at..).unwrap_or_default();
-            let len = there.len().min(buffer.len());
-            buffer[..len].copy_from_slice(&there[..len]);
-            buffer[len..].fill(0);
-            at = at.saturating_add(buffer.len());
-        }
-        Ok(())
-    }
-    fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        let mut bytes = self.0.lock().unwrap();
-        let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
-        for buffer in buffers {
-            let end = at.checked_add(buffer.len()).filter(|end| *end <= FILE_MAX);
-            let end = end.ok_or(Error::from(ErrorKind::StorageFull))?;
-            if bytes.len() < end {
-                bytes.resize(end, 0);
-            }
-            bytes[at..end].copy_from_slice(buffer);
-            at = end;
-        }
-        Ok(())
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<()> {
-        let len = usize::try_from(len)
-            .ok()
-            .filter(|len| *len <= FILE_MAX)
-            .ok_or(Error::from(ErrorKind::StorageFull))?;
-        self.write_bytes(offset, &vec![0; len])
-    }
-    fn resize(&self, size: u64) -> Result<()> {
-        let size = usize::try_from(size)
-            .ok()
-            .filter(|size| *size <= FILE_MAX)
-            .ok_or(Error::from(ErrorKind::StorageFull))?;
-        self.0.lock().unwrap().resize(size, 0);
-        Ok(())
-    }
-    fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
-        Ok(Extent::data(offset, len, Some(offset)))
-    }
-}
+use std::sync::LazyLock;
 
 /// Small images in order, of every kind; programs change bytes of them.
 static IMAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
@@ -117,7 +54,7 @@ pub fn run(program: &[u8]) {
             *to = *from;
         }
     }
-    let file = Arc::new(Memory(Mutex::new(bytes)));
+    let file = Memory::new(bytes, true);
     for (for_check, read_only) in [(true, true), (false, false), (true, false)] {
         let options = OpenOptions { for_check, read_only, ..OpenOptions::default() };
         if let Ok(image) = driver("qcow2").unwrap().open(file.clone(), Path::new("hostile"), &options) {

@@ -1,71 +1,20 @@
 //! One execution: a small pool, some bytes of its metadata changed, checksums made right again.
 
+#[path = "../../hostile/memory.rs"]
+mod memory;
+
+use block::BlockBackend;
 use block::pool::{CHUNK_MIN, Layout, OpenPool, Pool, Provisioning};
-use block::{BlockBackend, Capabilities, Extent};
-use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
+use memory::Memory;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 
 const CHUNK: usize = CHUNK_MIN as usize;
 const HEAD: usize = 16;
 
-/// A block device in memory.
-struct Memory(Mutex<Vec<u8>>);
-
-impl Memory {
-    fn new(bytes: Vec<u8>) -> Arc<Self> {
-        Arc::new(Memory(Mutex::new(bytes)))
-    }
-}
-
-impl BlockBackend for Memory {
-    fn size(&self) -> u64 {
-        self.0.lock().unwrap().len() as u64
-    }
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { read_only: false, discard: true, zero_alignment: 512, growable: false }
-    }
-    fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let bytes = self.0.lock().unwrap();
-        let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
-        for buffer in buffers {
-            let there = bytes.get(at..at.saturating_add(buffer.len())).ok_or(ErrorKind::InvalidInput)?;
-            buffer.copy_from_slice(there);
-            at += buffer.len();
-        }
-        Ok(())
-    }
-    fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        let mut bytes = self.0.lock().unwrap();
-        let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
-        for buffer in buffers {
-            let there = bytes.get_mut(at..at.saturating_add(buffer.len())).ok_or(ErrorKind::InvalidInput)?;
-            there.copy_from_slice(buffer);
-            at += buffer.len();
-        }
-        Ok(())
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<()> {
-        let len = usize::try_from(len).ok().filter(|len| *len <= 1 << 26).ok_or(ErrorKind::InvalidInput)?;
-        self.write_bytes(offset, &vec![0; len])
-    }
-    fn resize(&self, _size: u64) -> Result<()> {
-        Err(Error::from(ErrorKind::Unsupported))
-    }
-    fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
-        Ok(Extent::data(offset, len, Some(offset)))
-    }
-}
-
 fn open(members: &[Vec<u8>], options: OpenPool) -> Option<Arc<Pool>> {
     let offered = members.iter().enumerate().map(|(number, bytes)| {
-        let file: Arc<dyn BlockBackend> = Memory::new(bytes.clone());
+        let file: Arc<dyn BlockBackend> = Memory::new(bytes.clone(), false);
         (PathBuf::from(format!("m{number}")), Ok(file))
     });
     Pool::open(offered.collect(), options).ok()
@@ -74,7 +23,7 @@ fn open(members: &[Vec<u8>], options: OpenPool) -> Option<Arc<Pool>> {
 /// Two members with something of everything, checkpoint and log.
 static MEMBERS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let members: Vec<(PathBuf, Arc<Memory>)> = (0..2)
-        .map(|number| (PathBuf::from(format!("m{number}")), Memory::new(vec![0; 40 * CHUNK])))
+        .map(|number| (PathBuf::from(format!("m{number}")), Memory::new(vec![0; 40 * CHUNK], false)))
         .collect();
     let disks: Vec<_> =
         members.iter().map(|(path, file)| (path.clone(), file.clone() as Arc<dyn BlockBackend>)).collect();
@@ -103,7 +52,12 @@ static MEMBERS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     pool.delete_snapshot("a", "s1").unwrap();
     // The log must not end in a checkpoint.
     std::mem::forget(pool);
-    members.iter().map(|(_, file)| file.0.lock().unwrap().clone()).collect()
+    let content = |file: &Memory| {
+        let mut bytes = vec![0; file.size() as usize];
+        file.read_bytes(0, &mut bytes).unwrap();
+        bytes
+    };
+    members.iter().map(|(_, file)| content(file)).collect()
 });
 
 /// Where boxes begin that are not empty.
