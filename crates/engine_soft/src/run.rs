@@ -116,6 +116,15 @@ impl Cpu {
             || self.step_end - self.instructions <= STEP_MARGIN
     }
 
+    /// Whether each element of a repeated instruction is a step of its own, in the stepping loop: RF alone, which
+    /// interrupts in the middle of one leave set, asks for no such thing.
+    pub(crate) fn steps_elements(&self) -> bool {
+        self.has_flag(RFlags::TF)
+            || self.dr7 & 0xff != 0
+            || self.is_single_stepped()
+            || self.step_end != u64::MAX
+    }
+
     /// Whether `run_some` would do anything but go on with blocks, events left aside.
     pub(crate) fn must_look_around(&self) -> bool {
         self.needs_steps()

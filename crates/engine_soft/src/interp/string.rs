@@ -56,8 +56,7 @@ fn repeat(
         return Ok(());
     }
     cpu.repeating = false;
-    // In the stepping loop, one element is one step.
-    let single = cpu.block_end == 0;
+    let single = cpu.block_end == 0 && cpu.steps_elements();
     let mut left = index(cpu, insn, gpr::RCX);
     if insn.address_size() == 4 {
         set_index(cpu, insn, gpr::RCX, left);
@@ -87,15 +86,39 @@ fn repeat(
     Ok(())
 }
 
-/// Elements from `offset` (at `linear`) to the end of the page and of the address space.
+/// Elements from `offset` (at `linear`) on, in the direction of DF, that lie in the page and in the address space.
 #[inline(always)]
-fn room<T: Int>(insn: &Insn, offset: u64, linear: u64) -> u64 {
-    let in_page = 0x1000 - (linear & 0xfff);
-    let in_space = (insn.address_mask() - offset).saturating_add(1);
-    in_page.min(in_space) / u64::from(T::BITS / 8)
+fn room<T: Int>(insn: &Insn, offset: u64, linear: u64, backwards: bool) -> u64 {
+    let size = u64::from(T::BITS / 8);
+    let behind = (0x1000 - (linear & 0xfff)).min((insn.address_mask() - offset).saturating_add(1)) / size;
+    match backwards {
+        false => behind,
+        true if behind == 0 => 0,
+        true => (linear & 0xfff).min(offset) / size + 1,
+    }
 }
 
-/// Linear address and host address for up to `count` elements at `offset`, with the number that fits.
+/// Elements one behind the other in a page of RAM.
+#[derive(Clone, Copy)]
+struct Run {
+    /// Linear address and host address of the lowest.
+    linear: u64,
+    host: *mut u8,
+    count: u64,
+    backwards: bool,
+}
+
+impl Run {
+    /// The run without elements at its end, which is its low end if it goes backwards.
+    fn of<T: Int>(self, count: u64) -> Run {
+        let skipped = if self.backwards { (self.count - count) * u64::from(T::BITS / 8) } else { 0 };
+        let host = self.host.wrapping_add(skipped as usize);
+        Run { linear: self.linear.wrapping_add(skipped), host, count, ..self }
+    }
+}
+
+/// Up to `count` elements from `offset` on, as far as they can be reached by host addresses. `None` asks for the access
+/// of one element.
 fn run_at<T: Int>(
     cpu: &mut Cpu,
     insn: &Insn,
@@ -103,45 +126,75 @@ fn run_at<T: Int>(
     offset: u64,
     count: u64,
     access: Access,
-) -> Result<Option<(u64, *mut u8, u64)>, Fault> {
+) -> Result<Option<Run>, Fault> {
     let size = T::BITS / 8;
-    let linear = cpu.linear(segment, offset, size, access)?;
-    let count = count.min(room::<T>(insn, offset, linear));
+    let backwards = cpu.has_flag(RFlags::DF);
+    let first = cpu.linear(segment, offset, size, access)?;
+    let count = count.min(room::<T>(insn, offset, first, backwards));
     if count == 0 {
         return Ok(None);
     }
+    let down = if backwards { (count - 1) * u64::from(size) } else { 0 };
     // A run that leaves the segment is done element by element, up to the faulting one.
-    if !cpu.long64 && cpu.linear(segment, offset, count as u32 * size, access).is_err() {
+    if !cpu.long64 && cpu.linear(segment, offset - down, count as u32 * size, access).is_err() {
         return Ok(None);
     }
-    Ok(cpu.page_run(segment, linear, access)?.map(|host| (linear, host, count)))
+    Ok(cpu.page_run(segment, first, access)?.map(|host| Run {
+        linear: first.wrapping_sub(down),
+        host: host.wrapping_sub(down as usize),
+        count,
+        backwards,
+    }))
+}
+
+/// Copies as MOVS does, one element after the other.
+///
+/// # Safety
+/// Both runs have as many elements, in memory that is mapped.
+unsafe fn copy<T: Int>(source: Run, target: Run) {
+    let size = T::BITS as usize / 8;
+    let bytes = source.count as usize * size;
+    let (from, to) = (source.host, target.host);
+    // How far the target is ahead of the source, in the direction of the copy.
+    let ahead = if source.backwards {
+        (from as usize).wrapping_sub(to as usize)
+    } else {
+        (to as usize).wrapping_sub(from as usize)
+    };
+    // SAFETY: every range lies in one of the runs.
+    unsafe {
+        if ahead == 0 || ahead >= bytes {
+            std::ptr::copy(from, to, bytes);
+        } else if ahead >= size && !source.backwards {
+            // The target starts inside the source: what was copied first is copied again and again.
+            let mut done = 0;
+            while done < bytes {
+                let piece = (ahead + done).min(bytes - done);
+                std::ptr::copy_nonoverlapping(from, to.add(done), piece);
+                done += piece;
+            }
+        } else {
+            let (from, to) = (from.cast::<T>(), to.cast::<T>());
+            for at in 0..source.count as usize {
+                let at = if source.backwards { source.count as usize - 1 - at } else { at };
+                to.add(at).write_unaligned(from.add(at).read_unaligned());
+            }
+        }
+    }
 }
 
 /// MOVS of up to `count` elements; returns how many were done.
 fn move_run<T: Int>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, Fault> {
     let (from, to) = (index(cpu, insn, gpr::RSI), index(cpu, insn, gpr::RDI));
-    let size = u64::from(T::BITS / 8);
     if count > 1
-        && !cpu.has_flag(RFlags::DF)
-        && let Some((_, source, count)) = run_at::<T>(cpu, insn, insn.segment, from, count, Access::Read)?
-        && let Some((linear, target, count)) = run_at::<T>(cpu, insn, seg::ES, to, count, Access::Write)?
+        && let Some(source) = run_at::<T>(cpu, insn, insn.segment, from, count, Access::Read)?
+        && let Some(target) = run_at::<T>(cpu, insn, seg::ES, to, source.count, Access::Write)?
     {
-        let bytes = (count * size) as usize;
-        let ahead = (target as u64).wrapping_sub(source as u64);
+        let count = target.count;
         // SAFETY: both runs lie inside mapped pages of guest RAM. The second lookup may have replaced the
         // first one's TLB entry, which does not unmap anything.
-        unsafe {
-            if ahead == 0 || ahead >= bytes as u64 {
-                std::ptr::copy(source, target, bytes);
-            } else {
-                // The target starts inside the source: elements copied first are copied again.
-                let (source, target) = (source.cast::<T>(), target.cast::<T>());
-                for at in 0..count as usize {
-                    target.add(at).write_unaligned(source.add(at).read_unaligned());
-                }
-            }
-        }
-        cpu.stored_run(linear, bytes);
+        unsafe { copy::<T>(source.of::<T>(count), target) };
+        cpu.stored_run(target.linear, (count * u64::from(T::BITS / 8)) as usize);
         advance::<T>(cpu, insn, gpr::RSI, count);
         advance::<T>(cpu, insn, gpr::RDI, count);
         return Ok(count);
@@ -161,22 +214,22 @@ pub fn movs<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
 fn fill_run<T: Int>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, Fault> {
     let to = index(cpu, insn, gpr::RDI);
     let value = cpu.reg::<T>(gpr::RAX);
-    let size = u64::from(T::BITS / 8);
     if count > 1
-        && !cpu.has_flag(RFlags::DF)
-        && let Some((linear, target, count)) = run_at::<T>(cpu, insn, seg::ES, to, count, Access::Write)?
+        && let Some(Run { linear, host, count, .. }) =
+            run_at::<T>(cpu, insn, seg::ES, to, count, Access::Write)?
     {
+        let bytes = (count * u64::from(T::BITS / 8)) as usize;
         // SAFETY: the run lies inside a mapped page of guest RAM.
         unsafe {
             if T::BITS == 8 || value.zx() == 0 {
-                target.write_bytes(value.zx() as u8, (count * size) as usize);
+                host.write_bytes(value.zx() as u8, bytes);
             } else {
                 for at in 0..count as usize {
-                    target.cast::<T>().add(at).write_unaligned(value);
+                    host.cast::<T>().add(at).write_unaligned(value);
                 }
             }
         }
-        cpu.stored_run(linear, (count * size) as usize);
+        cpu.stored_run(linear, bytes);
         advance::<T>(cpu, insn, gpr::RDI, count);
         return Ok(count);
     }

@@ -5,7 +5,7 @@
 //! [`guest_memory::tracker`] for why that order suffices.
 #![expect(unsafe_code, reason = "reaches guest RAM through host addresses held in TLB entries")]
 
-use super::{Access, Mmu, OFFSET, TlbEntry, tlb};
+use super::{Access, OFFSET, TlbEntry};
 use crate::cpu::{Cpu, Fault, seg};
 use crate::insn::Insn;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -202,8 +202,8 @@ impl Cpu {
 
     #[inline(always)]
     pub(super) fn entry(&self, linear: u64) -> TlbEntry {
-        // SAFETY: `array` has `TLB_SIZE` entries and lives as long as the MMU.
-        unsafe { *self.mmu.array.add(tlb::slot(linear)) }
+        // SAFETY: `mask` is that of `array`, which the MMU owns.
+        unsafe { *self.mmu.array.byte_add(TlbEntry::place(linear, self.mmu.mask)) }
     }
 
     /// Whether `span` bytes at `linear` lie in one page that may be read, or written while nobody watches it, as far
@@ -230,8 +230,8 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn note_store(&mut self, linear: u64, len: usize) {
-        let slot = Mmu::slot_of(self.mmu.accessor, linear);
-        let physical = self.mmu.tlb.current().page(slot) | linear & OFFSET;
+        let array = self.mmu.tlb.array(self.mmu.accessor as usize);
+        let physical = array.physical(linear) | linear & OFFSET;
         self.note_physical_store(physical, len as u64);
     }
 

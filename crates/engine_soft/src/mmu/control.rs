@@ -30,12 +30,18 @@ impl Cpu {
         self.update_tags();
     }
 
-    fn update_tags(&mut self) {
-        let code_size = u64::from(self.code_size >> 5);
+    /// Looks where the current array is.
+    pub(super) fn update_array(&mut self) {
         let mmu = &mut self.mmu;
         // A block that is rehearsed has its stores noted on the slow path.
         let open = !(mmu.check_alignment || mmu.check_breakpoints) && self.store_log.is_none();
-        mmu.array = mmu.tlb.array(mmu.accessor as usize, open);
+        (mmu.array, mmu.mask) = mmu.tlb.start(mmu.accessor as usize, open);
+    }
+
+    fn update_tags(&mut self) {
+        self.update_array();
+        let code_size = u64::from(self.code_size >> 5);
+        let mmu = &mut self.mmu;
         let user = self.cpl == 3;
         let space = if !user && mmu.global_code { EVERY_SPACE } else { u64::from(mmu.space) };
         mmu.fetch_key = mmu.fetch_epoch << 16 | space << 4 | u64::from(user) << 2 | code_size;

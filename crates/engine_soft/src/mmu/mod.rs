@@ -11,6 +11,7 @@
 //! that every access takes the slow path.
 
 pub mod access;
+mod array;
 pub mod control;
 pub mod segment;
 pub use access::Plain;
@@ -22,8 +23,7 @@ mod tests;
 pub(crate) mod tlb;
 pub mod walk;
 
-pub use tlb::TLB_SIZE;
-pub(crate) use tlb::{OFFSET, TlbEntry};
+pub(crate) use tlb::{ENTRY_SHIFT, OFFSET, TlbEntry};
 
 use tlb::Tlb;
 
@@ -79,6 +79,8 @@ pub struct MmuCounts {
 pub struct Mmu {
     /// The current accessor's array in the current set, or one without any match.
     pub(crate) array: *const TlbEntry,
+    /// Mask of an entry's place in it: see [`TlbEntry::place`].
+    pub(crate) mask: u64,
     pub(crate) tlb: Tlb,
     fetch: Box<[FetchEntry]>,
     accessor: Accessor,
@@ -116,8 +118,10 @@ impl Mmu {
     /// An empty MMU for `physical_bits` of guest-physical address (at most 52).
     pub fn new(physical_bits: u32) -> Self {
         let tlb = Tlb::new();
+        let (array, mask) = tlb.start(Accessor::User as usize, true);
         Mmu {
-            array: tlb.array(Accessor::User as usize, true),
+            array,
+            mask,
             tlb,
             fetch: vec![FetchEntry { linear: 1, key: 0, physical: 0 }; FETCH_SIZE].into_boxed_slice(),
             accessor: Accessor::User,
@@ -138,11 +142,6 @@ impl Mmu {
             physical_mask: u64::MAX >> (64 - physical_bits.clamp(32, 52)),
             counts: MmuCounts::default(),
         }
-    }
-
-    /// Slot of an address in a set, for an accessor.
-    fn slot_of(accessor: Accessor, linear: u64) -> usize {
-        accessor as usize * TLB_SIZE + tlb::slot(linear)
     }
 
     fn clear(&mut self) {

@@ -2,11 +2,14 @@
 #![expect(unsafe_code, reason = "copies between values and guest RAM")]
 
 use super::access::Plain;
+use super::walk::Translation;
 use super::{Access, Accessor, FetchEntry, Mmu, OFFSET, TlbEntry};
 use crate::cpu::{Cpu, Fault};
 use std::sync::atomic::{Ordering, compiler_fence};
 use x86::{Exception, Vector};
 
+/// Small pages that are filled at once for an access to a larger one. A power of two.
+const NEIGHBOURS: u64 = 16;
 /// The longest access, in bytes.
 const LONGEST: usize = 64;
 
@@ -297,47 +300,49 @@ impl Cpu {
 
     /// Translates one byte's address for an access, filling the TLB.
     pub(crate) fn physical(&mut self, linear: u64, access: Access, accessor: Accessor) -> Result<u64, Fault> {
-        let slot = Mmu::slot_of(accessor, linear);
-        let set = self.mmu.tlb.current();
-        let entry = &set.entries[slot];
+        let array = self.mmu.tlb.array(accessor as usize);
+        let entry = array.entry(linear);
         let held = if access == Access::Write { entry.write } else { entry.read };
         if linear ^ held <= OFFSET {
-            return Ok(set.page(slot) | linear & OFFSET);
+            return Ok(array.physical(linear) | linear & OFFSET);
         }
         let found = self.walk(linear, access, accessor)?;
         self.check_foreign_apic(found.physical)?;
-        self.fill(slot, linear, &found);
+        self.fill(accessor, linear, &found);
         Ok(found.physical)
     }
 
-    fn fill(&mut self, slot: usize, linear: u64, found: &super::walk::Translation) {
-        let page = found.physical & !OFFSET;
+    fn fill(&mut self, accessor: Accessor, linear: u64, found: &Translation) {
         let mmu = &mut self.mmu;
         if found.page_shift > 12 {
             let (word, bit) = Mmu::large_bit(linear);
             mmu.large[word] |= bit;
             mmu.huge |= if found.page_shift > 22 { Mmu::huge_bit(linear) } else { 0 };
         }
-        if self.is_watched_page(linear) {
-            self.mmu.tlb.current_mut().drop_entry(slot);
+        let number = accessor as usize;
+        let watched = self.is_watched_page(linear);
+        let page = super::tlb::page_of(&self.memory, linear, found).filter(|_| !watched);
+        let Some(page) = page else {
+            self.mmu.tlb.array_mut(number).drop_entry(linear);
             return;
+        };
+        self.mmu.tlb.array_mut(number).put(&page);
+        if found.page_shift > 12 && self.debug.is_none() && self.system.foreign_apic.is_none() {
+            self.fill_around(number, linear, found);
         }
-        let set = self.mmu.tlb.current_mut();
-        let Some(region) = self.memory.find(page) else {
-            set.drop_entry(slot);
-            return;
-        };
-        let offset = page - region.start();
-        let Some(flags) = region.tracker().flag_byte((offset >> 12) as usize) else { return };
-        let host = region.host_address() as u64 + offset;
-        let tag = linear & !OFFSET;
-        let entry = TlbEntry {
-            read: tag,
-            write: if found.writable { tag } else { TlbEntry::nothing(slot) },
-            addend: host.wrapping_sub(tag),
-            flags,
-        };
-        set.fill(slot, entry, page, found.global);
+        if self.mmu.tlb.grow(number) {
+            self.update_array();
+        }
+    }
+
+    /// Fills empty slots for the neighbours of a small piece of a larger page, which its entry maps as well.
+    fn fill_around(&mut self, number: usize, linear: u64, found: &Translation) {
+        for neighbour in 1..NEIGHBOURS {
+            let change = neighbour << 12;
+            let found = Translation { physical: found.physical ^ change, ..*found };
+            let Some(page) = super::tlb::page_of(&self.memory, linear ^ change, &found) else { continue };
+            self.mmu.tlb.array_mut(number).offer(&page);
+        }
     }
 
     /// Physical address of the next instruction byte.

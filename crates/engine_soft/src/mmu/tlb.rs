@@ -1,21 +1,30 @@
 //! The software TLB: sets of direct-mapped arrays, one set for each address space that was used lately.
 //!
-//! A set has three arrays, one for each [`Accessor`](super::Accessor). An entry holds the linear address of
+//! A set has three [arrays](Array), one for each [`Accessor`](super::Accessor). An entry holds the linear address of
 //! its page, once for loads and once for stores. The exclusive or of an access's address with that is the
 //! offset in the page if the entry is the page's, and more than a page otherwise. So one comparison rejects
 //! other pages, missing rights, and page-crossing accesses: an access of `size` bytes hits if the exclusive
 //! or is at most `4096 - size`. Interpreter and translated code look into the same arrays.
 //!
+//! # Size
+//! Arrays begin small. One in which pages replaced each other often grows, up to 65536 entries; all together have a
+//! budget, and whoever was not used for longest is emptied and small again when it is spent. An array that was hardly
+//! used before its set is emptied shrinks. Their memory comes from the host where it is touched.
+//!
 //! # Invariants
 //! * An empty entry's page belongs to another slot, so no address of this slot matches it.
-//! * A slot that was filled since the set was emptied is in the set's log.
+//! * A slot that was filled since its array was emptied is in the array's log.
+//! * Where the current array lies, and its size, change only in functions after which the MMU looks again.
 
+pub(crate) use super::array::{Array, BASE_SIZE, ENTRY_SHIFT, MOST_SIZE, Page};
+use super::walk::Translation;
+use guest_memory::GuestMemory;
 use std::sync::atomic::AtomicU8;
 
-/// Entries of each array.
-pub const TLB_SIZE: usize = 2048;
 /// Address spaces whose translations are kept.
 const SETS: usize = 8;
+/// Entries that the arrays of one processor may have in addition to what they begin with.
+const BUDGET: usize = 2 * MOST_SIZE;
 /// Bits of a page offset.
 pub(crate) const OFFSET: u64 = 0xfff;
 
@@ -29,49 +38,37 @@ pub(crate) struct TlbEntry {
     pub write: u64,
     /// Host address minus linear address.
     pub addend: u64,
-    /// Who wants to know of stores to the page.
+    /// Who wants to know of stores to the page. Not for an entry that matches nothing.
     pub flags: *const AtomicU8,
 }
 
-static NO_FLAGS: AtomicU8 = AtomicU8::new(0);
-
 impl TlbEntry {
-    /// The entry of `slot` that nothing matches.
+    /// The entry of `slot` that nothing matches. All zeros, but for the first.
     pub const fn empty(slot: usize) -> TlbEntry {
-        let other = if slot.is_multiple_of(TLB_SIZE) { OFFSET + 1 } else { 0 };
-        TlbEntry { read: other, write: other, addend: 0, flags: &raw const NO_FLAGS }
+        let other = TlbEntry::nothing(slot);
+        TlbEntry { read: other, write: other, addend: 0, flags: std::ptr::null() }
     }
 
     /// A page in none of whose slots it is: what an entry without a right holds.
-    pub fn nothing(slot: usize) -> u64 {
-        TlbEntry::empty(slot).read
+    pub const fn nothing(slot: usize) -> u64 {
+        if slot == 0 { OFFSET + 1 } else { 0 }
     }
 
     /// Whether the entry maps pages for loads at all.
-    fn is_filled(&self, slot: usize) -> bool {
+    pub fn is_filled(&self, slot: usize) -> bool {
         self.read != TlbEntry::nothing(slot)
+    }
+
+    /// Place of a linear address's entry in an array, in bytes.
+    #[inline(always)]
+    pub fn place(linear: u64, mask: u64) -> usize {
+        (linear >> (12 - ENTRY_SHIFT) & mask) as usize
     }
 }
 
-/// What the fast path does not need to know of an entry: its guest-physical page, and [`GLOBAL`].
-const GLOBAL: u64 = 1;
-
-/// Slot of an address in an array.
-#[inline(always)]
-pub(crate) fn slot(linear: u64) -> usize {
-    (linear >> 12) as usize % TLB_SIZE
-}
-
-fn empty_array(arrays: usize) -> Box<[TlbEntry]> {
-    (0..arrays * TLB_SIZE).map(TlbEntry::empty).collect()
-}
-
 /// The arrays of one address space.
-pub(crate) struct TlbSet {
-    pub entries: Box<[TlbEntry]>,
-    info: Box<[u64]>,
-    /// Slots filled since the last time the set was emptied, some of them empty again.
-    log: Vec<u32>,
+struct TlbSet {
+    arrays: [Array; 3],
     /// The address space, or zero for none.
     space: u16,
     /// Last use.
@@ -82,79 +79,17 @@ pub(crate) struct TlbSet {
 
 impl TlbSet {
     fn new() -> Self {
-        TlbSet {
-            entries: empty_array(3),
-            info: vec![0; 3 * TLB_SIZE].into_boxed_slice(),
-            log: Vec::new(),
-            space: 0,
-            stamp: 0,
-            epoch: 0,
-        }
+        TlbSet { arrays: [(); 3].map(|()| Array::new(BASE_SIZE)), space: 0, stamp: 0, epoch: 0 }
     }
 
     /// Empties the set, but for global pages if they may stay.
     fn recycle(&mut self, keep_global: bool) {
-        let (entries, info) = (&mut self.entries, &self.info);
-        self.log.retain(|&slot| {
-            let slot = slot as usize;
-            let keep = keep_global && info[slot] & GLOBAL != 0 && entries[slot].is_filled(slot);
-            if !keep {
-                entries[slot] = TlbEntry::empty(slot);
-            }
-            keep
-        });
+        self.arrays.iter_mut().for_each(|array| array.recycle(keep_global));
     }
 
-    /// Guest-physical page of a filled slot.
-    pub fn page(&self, slot: usize) -> u64 {
-        self.info[slot] & !OFFSET
-    }
-
-    /// Fills a slot.
-    pub fn fill(&mut self, slot: usize, entry: TlbEntry, page: u64, global: bool) {
-        if !self.entries[slot].is_filled(slot) {
-            self.log.push(slot as u32);
-            if self.log.len() > 6 * TLB_SIZE {
-                self.shorten_log();
-            }
-        }
-        self.entries[slot] = entry;
-        self.info[slot] = page & !OFFSET | u64::from(global);
-    }
-
-    /// Drops repetitions and empty slots from the log.
-    fn shorten_log(&mut self) {
-        self.log.sort_unstable();
-        self.log.dedup();
-        let entries = &self.entries;
-        self.log.retain(|&slot| entries[slot as usize].is_filled(slot as usize));
-    }
-
-    /// Empties a slot.
-    pub fn drop_entry(&mut self, slot: usize) {
-        self.entries[slot] = TlbEntry::empty(slot);
-    }
-
-    /// Empties the slots of a linear range.
-    fn forget(&mut self, start: u64, len: u64) {
-        let inside = |page: u64| (page & !OFFSET).wrapping_sub(start) < len;
-        if len == OFFSET + 1 {
-            for array in 0..3 {
-                let slot = array * TLB_SIZE + slot(start);
-                let entry = &mut self.entries[slot];
-                if entry.is_filled(slot) && inside(entry.read) {
-                    *entry = TlbEntry::empty(slot);
-                }
-            }
-            return;
-        }
-        for &slot in &self.log {
-            let slot = slot as usize;
-            let entry = &mut self.entries[slot];
-            if entry.is_filled(slot) && inside(entry.read) {
-                *entry = TlbEntry::empty(slot);
-            }
-        }
+    /// Entries in addition to what the arrays begin with.
+    fn grown(&self) -> usize {
+        self.arrays.iter().map(|array| array.size().saturating_sub(BASE_SIZE)).sum()
     }
 }
 
@@ -162,7 +97,7 @@ impl TlbSet {
 pub(crate) struct Tlb {
     sets: Vec<TlbSet>,
     /// An array in which nothing ever matches.
-    none: Box<[TlbEntry]>,
+    none: Array,
     current: usize,
     clock: u64,
     /// Counts flushes of global pages.
@@ -173,24 +108,44 @@ impl Tlb {
     pub fn new() -> Self {
         let mut first = TlbSet::new();
         first.space = 1;
-        Tlb { sets: vec![first], none: empty_array(1), current: 0, clock: 0, epoch: 0 }
+        Tlb { sets: vec![first], none: Array::new(2), current: 0, clock: 0, epoch: 0 }
     }
 
-    /// The set of the current address space.
+    /// An accessor's array of the current address space.
     #[inline(always)]
-    pub fn current(&self) -> &TlbSet {
-        &self.sets[self.current]
+    pub fn array(&self, number: usize) -> &Array {
+        &self.sets[self.current].arrays[number]
     }
 
-    /// As [`Tlb::current`], to change it.
+    /// As [`Tlb::array`], to change entries.
     #[inline(always)]
-    pub fn current_mut(&mut self) -> &mut TlbSet {
-        &mut self.sets[self.current]
+    pub fn array_mut(&mut self, number: usize) -> &mut Array {
+        &mut self.sets[self.current].arrays[number]
     }
 
-    /// The array for an accessor, or one without any match.
-    pub fn array(&self, number: usize, open: bool) -> *const TlbEntry {
-        if open { self.current().entries[number * TLB_SIZE..].as_ptr() } else { self.none.as_ptr() }
+    /// Where the array for an accessor, or one without any match, is, and its mask.
+    pub fn start(&self, number: usize, open: bool) -> (*const TlbEntry, u64) {
+        if open { self.array(number).start() } else { self.none.start() }
+    }
+
+    /// Lets an array of the current address space grow, if it should; true if it did.
+    pub fn grow(&mut self, number: usize) -> bool {
+        let Some(wish) = self.array(number).wish() else { return false };
+        let more = wish - self.array(number).size();
+        while self.sets.iter().map(TlbSet::grown).sum::<usize>() + more > BUDGET {
+            let current = self.current;
+            let others = self.sets.iter_mut().enumerate();
+            let large = others.filter(|(index, set)| *index != current && set.grown() > 0);
+            let Some((_, set)) = large.min_by_key(|(_, set)| set.stamp) else {
+                // No room: try again after as many evictions.
+                let same = self.array(number).size();
+                self.array_mut(number).resize(same);
+                return false;
+            };
+            set.arrays.iter_mut().for_each(Array::release);
+        }
+        self.array_mut(number).resize(wish);
+        true
     }
 
     /// Forgets everything.
@@ -234,7 +189,9 @@ impl Tlb {
             (set.space, set.epoch) = (space, self.epoch);
             index
         });
-        self.sets[index].stamp = self.clock;
+        let set = &mut self.sets[index];
+        set.stamp = self.clock;
+        set.arrays.iter_mut().for_each(Array::calm);
         self.current = index;
     }
 
@@ -256,7 +213,19 @@ impl Tlb {
     /// Forgets a linear range in every address space: that is more than asked, and allowed.
     pub fn forget(&mut self, start: u64, len: u64) {
         for set in &mut self.sets {
-            set.forget(start, len);
+            set.arrays.iter_mut().for_each(|array| array.forget(start, len));
         }
     }
+}
+
+/// The TLB's page for a translation; `None` outside RAM.
+pub(crate) fn page_of(memory: &GuestMemory, linear: u64, found: &Translation) -> Option<Page> {
+    let physical = found.physical & !OFFSET;
+    let region = memory.find(physical)?;
+    let offset = physical - region.start();
+    let flags = region.tracker().flag_byte((offset >> 12) as usize)?;
+    let host = region.host_address() as u64 + offset;
+    let read = linear & !OFFSET;
+    let entry = TlbEntry { read, write: read, addend: host.wrapping_sub(read), flags };
+    Some(Page { entry, physical, writable: found.writable, global: found.global })
 }

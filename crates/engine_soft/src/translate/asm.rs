@@ -19,6 +19,7 @@ pub(super) const RCX: u8 = 1;
 #[repr(u8)]
 pub(super) enum Alu {
     Add = 0x03,
+    And = 0x23,
     Xor = 0x33,
     Cmp = 0x3b,
     Mov = 0x8b,
@@ -178,6 +179,14 @@ impl Asm {
 
     pub fn load_gs(&mut self, reg: u8, offset: usize) {
         self.alu_gs(Alu::Mov, reg, offset);
+    }
+
+    /// `and reg, gs:[offset]` of 32 bits.
+    pub fn and_gs32(&mut self, reg: u8, offset: usize) {
+        self.bytes.push(0x65);
+        self.rex(false, reg, 0, 0);
+        self.bytes.push(Alu::And as u8);
+        self.gs_modrm(reg, offset);
     }
 
     pub fn load_gs32(&mut self, reg: u8, offset: usize) {

@@ -12,7 +12,7 @@
 //! ```text
 //! lea  s1, [guest address]
 //! rorx s2d, s1d, 12 - log2(entry)      slot of the page, in bytes
-//! and  s2d, (slots - 1) * entry
+//! and  s2d, gs:[mask]                  (slots - 1) * entry
 //! add  s2, gs:[array]
 //! xor  s1, [s2 + read or write]        offset in the page, or more
 //! cmp  s1, 4096 - size
@@ -24,15 +24,11 @@
 use super::asm::{Address, Alu, S1, S2, cc};
 use super::block::{Builder, Unknown};
 use super::operand::{Place, number, place};
-use super::shared::{ARGUMENT, RIP_PAGE, TLB, home, segment_base};
+use super::shared::{ARGUMENT, RIP_PAGE, TLB, TLB_MASK, home, segment_base};
 use crate::cpu::seg;
-use crate::mmu::{OFFSET, TLB_SIZE, TlbEntry};
+use crate::mmu::{ENTRY_SHIFT, OFFSET, TlbEntry};
 use iced_x86::{Instruction, Register};
 use std::mem::offset_of;
-
-/// log2 of the size of a TLB entry.
-const ENTRY_SHIFT: u8 = 5;
-const _: () = assert!(size_of::<TlbEntry>() == 1 << ENTRY_SHIFT);
 
 /// How guest addresses become host addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,7 +319,7 @@ impl Builder<'_> {
 
     /// Points [`S2`] to the TLB entry of the linear address in [`S1`].
     pub fn find_entry(&mut self) {
-        const SHIFT: u8 = 12 - ENTRY_SHIFT;
+        const SHIFT: u8 = 12 - ENTRY_SHIFT as u8;
         let a = &mut self.asm;
         if self.context.thunks.bmi2 {
             a.rorx32(S2, S1, SHIFT);
@@ -331,7 +327,7 @@ impl Builder<'_> {
             a.mov32(S2, S1);
             a.shift(5, S2, SHIFT, false);
         }
-        a.and_imm32(S2, ((TLB_SIZE - 1) << ENTRY_SHIFT) as i32);
+        a.and_gs32(S2, TLB_MASK);
         a.alu_gs(Alu::Add, S2, TLB);
     }
 

@@ -105,6 +105,7 @@ pub(super) const YMM: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, 
 pub(super) const MXCSR: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, mxcsr);
 pub(super) const EVENT_MASK: usize = offset_of!(Cpu, event_mask);
 pub(super) const TLB: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, array);
+pub(super) const TLB_MASK: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, mask);
 pub(super) const FETCH_KEY: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, fetch_key);
 /// RIP in [`Cpu::regs`].
 pub(super) const RIP: usize = offset_of!(Cpu, regs) + 17 * 8;

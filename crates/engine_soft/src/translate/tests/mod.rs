@@ -2,7 +2,9 @@
 
 mod golden;
 mod hostile;
+mod pages;
 mod shares;
+mod strings;
 
 use crate::cpu::Cpu;
 use crate::interp::harness::{self, CODE, DATA, STACK, UNMAPPED};
