@@ -81,9 +81,8 @@ impl Case {
     fn model(&self, data: &mut [u8]) -> End {
         let mut at = self.start.clone();
         let step = if self.backwards { self.size.wrapping_neg() } else { self.size };
-        let fault = |address: u64| {
-            (address.wrapping_add(self.size) > UNMAPPED).then(|| address.max(UNMAPPED))
-        };
+        let fault =
+            |address: u64| (address.wrapping_add(self.size) > UNMAPPED).then(|| address.max(UNMAPPED));
         let reads = matches!(self.kind, Kind::Movs | Kind::Cmps);
         while at.rcx > 0 {
             // Silicon tells of the second operand of CMPS first.
