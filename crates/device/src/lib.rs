@@ -1,7 +1,8 @@
 //! What a device is.
 //!
 //! A [`Device`] answers reads and writes at an offset of one of its windows; the [`Bus`] finds it by address.
-//! It raises interrupts through [`IrqLine`] (wires to PIC and IOAPIC) or [`MsiSink`]; its time comes from
+//! It raises interrupts through [`IrqLine`] (wires to PIC and IOAPIC) or [`MsiSink`], past the vCPUs' threads where
+//! [`HostEvents`] can; its time comes from
 //! `guest_clock`; its state leaves it as a [`save::Record`]. Devices are shared by all vCPU threads, so each
 //! keeps its registers behind its own lock and never holds it while it calls out.
 //!
@@ -9,6 +10,7 @@
 //! a panic.
 
 pub mod bus;
+pub mod events;
 pub mod exercise;
 pub mod irq;
 pub mod pci;
@@ -17,6 +19,7 @@ pub mod violation;
 pub mod wire;
 
 pub use bus::{Bus, BusError, Device};
+pub use events::{Doorbell, Event, EventCounts, HostEvents, MessageRoute};
 pub use irq::{InterruptSink, IrqLine, Msi, MsiSink};
 pub use save::{Record, SaveError};
 pub use violation::GuestViolations;

@@ -12,4 +12,4 @@ mod traits;
 
 pub use debug::{DebugStop, DebugStops, WatchKind, Watchpoint};
 pub use exit::{EngineError, EngineKind, ExitCounts, VmExit};
-pub use traits::{Engine, Kick, MsiMessage, Occupation, Vcpu, VcpuIo, Vm, VmSettings, Worth};
+pub use traits::{Engine, EventPaths, Kick, MsiMessage, Occupation, Vcpu, VcpuIo, Vm, VmSettings, Worth};

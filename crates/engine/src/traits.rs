@@ -105,6 +105,15 @@ pub trait Engine: Send + Sync {
     fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, EngineError>;
 }
 
+/// What the host carries between guest and devices by itself, without a processor leaving its engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventPaths {
+    /// Messages: [`Vm::bind_irqfd`].
+    pub irqfd: bool,
+    /// Notifications: [`Vm::bind_ioeventfd`].
+    pub ioeventfd: bool,
+}
+
 /// The part of an engine that all processors of a machine share.
 pub trait Vm: Send + Sync {
     /// Creates processor `index` (also its APIC ID) in the state after reset. Each index once.
@@ -118,11 +127,15 @@ pub trait Vm: Send + Sync {
     fn set_pic_line(&self, asserted: bool);
     /// Tells which vectors the IOAPIC routes as level-triggered, so that their EOIs are reported.
     fn set_level_vectors(&self, vectors: &[bool; 256]);
+    /// Which of the two following it has on this host.
+    fn event_paths(&self) -> EventPaths;
     /// Lets the host signal an MSI when `event` fires, without this process; `None` removes the route.
-    /// Answers false if the engine has no such path: then the caller polls and calls `signal_msi`.
+    /// Answers false if the engine has no such path or no room: then the caller calls `signal_msi`. A message that
+    /// was under way when its route was removed has been delivered when this returns.
     fn bind_irqfd(&self, event: BorrowedFd<'_>, message: Option<MsiMessage>) -> bool;
     /// Lets the host signal `event` when the guest writes to an MMIO address (any value, `len` bytes, 0 for
-    /// any length). Answers false if the engine has no such path.
+    /// any length), or not any more. Answers false if the engine has no such path or no room, or cannot watch any
+    /// length; then the write is called back.
     fn bind_ioeventfd(&self, event: BorrowedFd<'_>, address: u64, len: u32, bind: bool) -> bool;
     /// Turns the log of pages that processors write on or off.
     fn set_dirty_log(&self, on: bool) -> Result<(), EngineError>;

@@ -6,14 +6,14 @@ use crate::host::host;
 use crate::kick::Kicker;
 use crate::routing::{RESERVED_PINS, Routing, address_hi};
 use crate::vcpu::KvmVcpu;
-use engine::{EngineError, EngineKind, MsiMessage, Vcpu, Vm};
+use engine::{EngineError, EngineKind, EventPaths, MsiMessage, Vcpu, Vm};
 use guest_memory::GuestMemory;
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
     KVM_MEM_LOG_DIRTY_PAGES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
     KvmIrqRouting, kvm_enable_cap, kvm_ioeventfd, kvm_msi, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use parking_lot::Mutex;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
@@ -190,6 +190,11 @@ impl Vm for KvmVm {
         {
             tracing::error!(%error, "EOIs of level-triggered interrupts may be lost");
         }
+    }
+
+    fn event_paths(&self) -> EventPaths {
+        let has = |capability| self.shared.fd.check_extension(capability);
+        EventPaths { irqfd: has(Cap::Irqfd) && has(Cap::IrqRouting), ioeventfd: has(Cap::Ioeventfd) }
     }
 
     fn bind_irqfd(&self, event: BorrowedFd<'_>, message: Option<MsiMessage>) -> bool {

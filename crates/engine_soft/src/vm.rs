@@ -8,7 +8,7 @@ use crate::system::{SystemSettings, SystemState, TSC_KHZ, event};
 use crate::translate::TranslationSettings;
 use crate::vcpu::SoftVcpu;
 use engine::cpu_model::{CpuModel, CpuidTable, FeatureSet, HostIdentity};
-use engine::{Engine, EngineError, EngineKind, Kick, MsiMessage, Vcpu, Vm, VmSettings, Worth};
+use engine::{Engine, EngineError, EngineKind, EventPaths, Kick, MsiMessage, Vcpu, Vm, VmSettings, Worth};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -142,6 +142,11 @@ impl Vm for SoftVm {
 
     fn set_level_vectors(&self, vectors: &[bool; 256]) {
         self.bus.set_level_vectors(vectors);
+    }
+
+    /// Processors and devices are threads of one process: there is nothing to bypass.
+    fn event_paths(&self) -> EventPaths {
+        EventPaths::default()
     }
 
     /// Interrupts are raised by this process's threads only.

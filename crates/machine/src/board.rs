@@ -298,6 +298,7 @@ fn add_virtio(
             memory: builder.around.memory.clone(),
             msi: builder.around.gate.clone(),
             line: root.intx_line(slot, 1),
+            events: Some(builder.around.gate.clone()),
             packed,
         };
         let function =

@@ -15,6 +15,7 @@
 pub mod board;
 mod debug;
 pub mod engines;
+mod events;
 mod excursion;
 mod interrupts;
 mod io;

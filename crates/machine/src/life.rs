@@ -11,7 +11,7 @@ use crate::saved::{MemoryRun, RestoreError, SavedMachine, SavedState};
 use crate::vcpu_thread::{ExitHandler, Herd};
 use chipset::acpi_pm::PowerEvents;
 use chipset::serial::Serial;
-use device::SaveError;
+use device::{HostEvents, SaveError};
 use engine::cpu_model::CpuModel;
 use engine::{Engine, EngineError, ExitCounts, Vcpu, Vm, VmExit, VmSettings};
 use guest_clock::{Clock, HostEntropy, MachineClock, TimerQueue};
@@ -124,7 +124,7 @@ pub struct Machine {
     memory: Arc<GuestMemory>,
     pub(crate) clock: Arc<MachineClock>,
     pub(crate) timers: Arc<TimerQueue>,
-    gate: Arc<InterruptGate>,
+    pub(crate) gate: Arc<InterruptGate>,
     pub(crate) board: Board,
     pub(crate) herd: Arc<Herd>,
     threads: Vec<JoinHandle<()>>,
@@ -264,7 +264,7 @@ impl Machine {
                 self.debugged.load(index, vcpu.as_mut())?;
             }
         }
-        self.gate.connect(Some(vm));
+        self.gate.connect(vm);
         self.herd.set_vcpus(vcpus);
         self.patrol();
         Ok(())
@@ -285,6 +285,7 @@ impl Machine {
 
     /// The whole state of a paused machine, but for the content of its disks.
     pub fn save(&self) -> Result<SavedMachine, MachineError> {
+        self.gate.settle();
         let state = SavedState {
             version: SavedState::VERSION,
             model: self.settings.model.name.clone(),
@@ -348,7 +349,7 @@ impl Machine {
     }
 
     pub(crate) fn retire_vcpus(&mut self) {
-        self.gate.connect(None);
+        self.gate.disconnect();
         self.finished_counts = self.counts();
         self.herd.clear();
     }
@@ -382,6 +383,7 @@ impl Machine {
         });
         let causes = self.causes.counts().into_iter();
         counts.counts.extend(causes.map(|(cause, count)| (format!("excursions: {cause}"), count)));
+        counts.counts.extend(self.gate.counts().all().map(|(name, count)| (name.to_owned(), count)));
         counts
     }
 
@@ -408,6 +410,6 @@ impl Drop for Machine {
             }
         }
         self.board.pause();
-        self.gate.connect(None);
+        self.gate.disconnect();
     }
 }

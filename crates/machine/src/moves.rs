@@ -108,7 +108,10 @@ impl Machine {
     }
 
     fn move_to(&mut self, engine: Arc<dyn Engine>, carrier: Option<Carrier>) -> Result<(), MachineError> {
-        let states = self.save_processors()?;
+        // What devices send from now on waits for the other engine; what they sent is in the states.
+        let vm = self.gate.disconnect();
+        let states =
+            self.save_processors().inspect_err(|_| vm.into_iter().for_each(|vm| self.gate.connect(vm)))?;
         self.retire_vcpus();
         let before =
             (std::mem::replace(&mut self.engine, engine), std::mem::replace(&mut self.carrier, carrier));

@@ -264,4 +264,5 @@ impl PciFunction for PlainFunction {
     fn decoded_bars(&self) -> Vec<Bar> {
         self.config.lock().decoded_bars()
     }
+    fn bars_mapped(&self, _bars: &[Bar]) {}
 }

@@ -226,6 +226,8 @@ impl RootComplex {
             }
             stays
         });
+        // Everybody lets go of old addresses before anybody takes one over.
+        self.tell_functions(&mapped);
         for (device, bar, function) in wanted {
             if mapped.contains(&(device, bar)) {
                 continue;
@@ -234,6 +236,14 @@ impl RootComplex {
                 Ok(()) => mapped.push((device, bar)),
                 Err(error) => self.violations.report(self.name(), format_args!("{error}")),
             }
+        }
+        self.tell_functions(&mapped);
+    }
+
+    fn tell_functions(&self, mapped: &[(u8, Bar)]) {
+        for (device, function) in &*self.functions.read() {
+            let own = mapped.iter().filter(|(number, _)| number == device);
+            function.bars_mapped(&own.map(|(_, bar)| *bar).collect::<Vec<_>>());
         }
     }
 

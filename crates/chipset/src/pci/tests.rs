@@ -22,6 +22,8 @@ impl PowerEvents for Board {
 struct Function {
     number: u8,
     config: Mutex<ConfigSpace>,
+    /// Addresses of its mapped BARs, each time it was told.
+    told: Mutex<Vec<Vec<u64>>>,
 }
 
 impl Function {
@@ -30,7 +32,7 @@ impl Function {
             PciIdentity { vendor: 0x1af4, device: 0x1040 + u16::from(number), ..PciIdentity::default() };
         let mut config = ConfigSpace::new(identity, 1);
         bars.iter().for_each(|&(index, kind, size)| config.add_bar(index, kind, size));
-        Arc::new(Function { number, config: Mutex::new(config) })
+        Arc::new(Function { number, config: Mutex::new(config), told: Mutex::default() })
     }
 }
 
@@ -65,10 +67,14 @@ impl PciFunction for Function {
     fn decoded_bars(&self) -> Vec<Bar> {
         self.config.lock().decoded_bars()
     }
+    fn bars_mapped(&self, bars: &[Bar]) {
+        self.told.lock().push(bars.iter().map(|bar| bar.address).collect());
+    }
 }
 
 struct Rig {
     root: Arc<RootComplex>,
+    functions: [Arc<Function>; 2],
     board: Arc<Board>,
     ports: Arc<Bus>,
     memory: Arc<Bus>,
@@ -87,10 +93,12 @@ fn rig() -> Rig {
     ports.insert(CONFIG_PORTS.0, CONFIG_PORTS.1, root.clone(), 0).unwrap();
     memory.insert(layout.ecam_base, layout.ecam_size(), root.clone(), 1).unwrap();
     let bars = [(0, BarKind::Io, 0x20), (1, BarKind::Memory32, 0x1000), (4, BarKind::Memory64, 0x4000)];
-    root.add(3, Function::new(3, &bars)).unwrap();
-    root.add(4, Function::new(4, &bars)).unwrap();
+    let functions = [3, 4].map(|number| Function::new(number, &bars));
+    for function in &functions {
+        root.add(function.number, function.clone()).unwrap();
+    }
     root.assign_addresses().unwrap();
-    Rig { root, board, ports, memory }
+    Rig { root, functions, board, ports, memory }
 }
 
 impl Rig {
@@ -181,8 +189,20 @@ fn a_moved_bar_answers_at_its_new_place_only() {
     rig.write(4, 0x14, 0xd800_0000);
     rig.write(4, 4, 2);
     assert_eq!(rig.memory(0xd800_0000), 0x31);
+    let told = || rig.functions.iter().map(|function| function.told.lock().last().cloned().unwrap());
+    assert_eq!(told().map(|bars| bars.contains(&0xd800_0000)).collect::<Vec<_>>(), [true, false]);
     rig.write(3, 4, 0);
     assert_eq!(rig.memory(0xd800_0000), 0x41);
+    assert_eq!(told().map(|bars| bars.contains(&0xd800_0000)).collect::<Vec<_>>(), [false, true]);
+    // Whoever takes an address over hears of it after the other has let it go.
+    let told = |index: usize| rig.functions[index].told.lock().clone();
+    let [first, second] = [told(0), told(1)].map(|told| told.len());
+    rig.write(3, 4, 2);
+    rig.write(4, 4, 0);
+    let (first, second) = (told(0).split_off(first), told(1).split_off(second));
+    assert_eq!(first.len(), second.len());
+    let both = first.iter().zip(&second).filter(|(a, b)| a.iter().any(|address| b.contains(address)));
+    assert_eq!(both.count(), 0);
 }
 
 #[test]

@@ -15,4 +15,7 @@ pub trait PciFunction: Device {
     /// The BARs that decode now: (BAR number, kind, address, size). Asked after each configuration write; the root
     /// complex maps what is new and unmaps what is gone.
     fn decoded_bars(&self) -> Vec<Bar>;
+    /// Tells which of them are in the address spaces now: those it decodes, without what overlaps something else. Called
+    /// after each change there, with the root complex locked.
+    fn bars_mapped(&self, bars: &[Bar]);
 }

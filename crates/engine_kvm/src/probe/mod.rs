@@ -22,9 +22,10 @@ use std::sync::Arc;
 const EMULATED_NS: f64 = 20.0;
 
 /// Capabilities that are worth having, beyond those the engine requires.
-const OPTIONAL: [(Cap, &str, &str); 6] = [
-    (Cap::Irqfd, "irqfd", "devices in other processes cannot interrupt directly"),
-    (Cap::Ioeventfd, "ioeventfd", "doorbells cannot be told to other processes directly"),
+const OPTIONAL: [(Cap, &str, &str); 7] = [
+    (Cap::Irqfd, "irqfd", "devices interrupt by a call for each message"),
+    (Cap::IrqRouting, "irq_routing", "devices interrupt by a call for each message"),
+    (Cap::Ioeventfd, "ioeventfd", "a vCPU leaves the guest for each notification of a device"),
     (Cap::TscDeadlineTimer, "tsc_deadline", "guests use the slower one-shot timer"),
     (Cap::ReadonlyMem, "readonly_mem", "firmware images are mapped writable"),
     (Cap::GetTscKhz, "tsc_khz", "guests must calibrate the time-stamp counter themselves"),

@@ -4,7 +4,7 @@ use super::{DriverRing, PackedDriver, Piece, SplitDriver};
 use crate::pci::bits::{COMMON, DEVICE, ISR, MSIX_TABLE, NOTIFY, common, feature, status};
 use crate::{PciWiring, VirtioDevice, VirtioPci};
 use device::pci::PciFunction;
-use device::{Device, InterruptSink, IrqLine, Msi, MsiSink, Record};
+use device::{Device, HostEvents, InterruptSink, IrqLine, Msi, MsiSink, Record};
 use guest_memory::GuestMemory;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -78,11 +78,25 @@ impl Bench {
     /// # Panics
     /// When the host gives no thread.
     pub fn on(memory: Arc<GuestMemory>, device: Box<dyn VirtioDevice>, threads: bool) -> Self {
+        Self::wired(memory, device, threads, None)
+    }
+
+    /// The same with the host's paths for notifications and messages.
+    ///
+    /// # Panics
+    /// When the host gives no thread.
+    pub fn wired(
+        memory: Arc<GuestMemory>,
+        device: Box<dyn VirtioDevice>,
+        threads: bool,
+        events: Option<Arc<dyn HostEvents>>,
+    ) -> Self {
         let witness = Arc::new(Witness::default());
         let wiring = PciWiring {
             memory: memory.clone(),
             msi: witness.clone(),
             line: IrqLine::new(witness.clone(), 11),
+            events,
             packed: true,
         };
         let function = match threads {

@@ -11,7 +11,7 @@ pub mod rigs;
 pub mod rings;
 mod split;
 
-pub use bench::{Bench, DriverQueue, Wish};
+pub use bench::{Bench, DriverQueue, RAM, Wish};
 pub use packed::PackedDriver;
 pub use split::SplitDriver;
 

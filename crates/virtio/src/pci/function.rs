@@ -1,10 +1,12 @@
 //! The function's parts and its windows.
 //!
 //! # Locks
-//! `control`, then a queue's, then `registers`, then a worker's; none is held while an interrupt is delivered. A
-//! worker holds its queue's lock while it serves, so that whoever gets that lock knows nothing is in flight.
+//! `control`, then a queue's, then that of the doorbells' places, then `registers`, then a worker's; none is held while
+//! an interrupt is delivered. A worker holds its queue's lock while it serves, so that whoever gets that lock knows
+//! nothing is in flight.
 
 use super::bits::*;
+use super::events::FunctionEvents;
 use super::registers::Registers;
 use super::worker::Worker;
 use crate::VirtioDevice;
@@ -40,6 +42,8 @@ pub(super) struct Function {
     pub memory: Arc<GuestMemory>,
     pub msi: Arc<dyn MsiSink>,
     pub line: Wire,
+    /// The host's paths past the vCPUs, if it may have some.
+    pub events: Option<FunctionEvents>,
     /// Whether VIRTIO_F_RING_PACKED is offered.
     pub packed: bool,
     pub control: Mutex<()>,
@@ -57,7 +61,7 @@ impl Function {
         let messages = std::mem::take(&mut registers.outgoing);
         self.line.stage(registers.line());
         drop(registers);
-        messages.into_iter().for_each(|message| self.msi.signal(message));
+        messages.into_iter().for_each(|message| self.send(message));
         self.line.deliver();
         result
     }
@@ -82,7 +86,10 @@ impl Function {
         let within = offset & 0xfff;
         match offset & !0xfff {
             COMMON => self.common_write(within, data),
-            NOTIFY => self.ring((within / u64::from(NOTIFY_MULTIPLIER)) as usize),
+            NOTIFY => {
+                self.note_doorbell_write();
+                self.ring((within / u64::from(NOTIFY_MULTIPLIER)) as usize);
+            }
             DEVICE => {
                 let features = self.registers.lock().driver_features;
                 self.device.config_write(within as usize, data, features);

@@ -70,6 +70,7 @@ impl Function {
         queue.session = session;
         drop(registers);
         self.place_queue(index, Some(EnabledQueue { queue: Queue::new(ring), features, session }));
+        self.follow_doorbells();
         self.ring(index);
         Ok(())
     }
@@ -92,6 +93,8 @@ impl Function {
         let mut registers = self.registers.lock();
         let idle = registers.idle_queue(max);
         registers.queues.get_mut(index).into_iter().for_each(|queue| *queue = idle);
+        drop(registers);
+        self.follow_doorbells();
         Ok(())
     }
 
@@ -110,6 +113,8 @@ impl Function {
         (0..self.queues.len()).for_each(|index| self.place_queue(index, None));
         self.device.reset();
         self.with_registers(|registers| registers.clear(self.device.queue_sizes()));
+        self.follow_doorbells();
+        self.release_routes();
     }
 
     /// Power-on: PCI's part too.
@@ -153,6 +158,7 @@ impl Function {
                 queue.enabled.then(|| EnabledQueue { queue: Queue::new(queue.ring), features, session });
             self.place_queue(index, enabled);
         }
+        self.follow_doorbells();
         // What was available but not served when the state was saved is served after resume.
         self.ring_all();
         Ok(())

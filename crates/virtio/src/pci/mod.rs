@@ -8,6 +8,9 @@
 pub mod bits;
 mod capabilities;
 mod common;
+mod events;
+#[cfg(test)]
+mod events_tests;
 mod function;
 mod lifecycle;
 mod msix;
@@ -24,7 +27,8 @@ use crate::VirtioDevice;
 use crate::device_type::Transport;
 use capabilities::config_space;
 use device::pci::{Bar, PciFunction};
-use device::{Device, GuestViolations, IrqLine, MsiSink, Record, SaveError};
+use device::{Device, GuestViolations, HostEvents, IrqLine, MsiSink, Record, SaveError};
+use events::FunctionEvents;
 use function::{Function, QueuePlace};
 use guest_memory::GuestMemory;
 use parking_lot::Mutex;
@@ -44,6 +48,8 @@ pub struct PciWiring {
     pub msi: Arc<dyn MsiSink>,
     /// Its INTx wire.
     pub line: IrqLine,
+    /// The host's paths for notifications and messages, if it may have some.
+    pub events: Option<Arc<dyn HostEvents>>,
     /// Whether VIRTIO_F_RING_PACKED is offered.
     pub packed: bool,
 }
@@ -79,7 +85,7 @@ impl VirtioPci {
 }
 
 fn build(name: &str, device: Box<dyn VirtioDevice>, wiring: PciWiring) -> Arc<Function> {
-    let PciWiring { memory, msi, line, packed } = wiring;
+    let PciWiring { memory, msi, line, events, packed } = wiring;
     let sizes = device.queue_sizes().to_vec();
     debug_assert!(sizes.len() <= MAX_QUEUES);
     let (config, places) = config_space(device.as_ref(), sizes.len() + 1);
@@ -90,6 +96,7 @@ fn build(name: &str, device: Box<dyn VirtioDevice>, wiring: PciWiring) -> Arc<Fu
         memory,
         msi,
         line: line.into(),
+        events: events.map(|host| FunctionEvents::new(host, sizes.len(), sizes.len() + 1)),
         packed,
         control: Mutex::new(()),
         registers: Mutex::new(Registers::new(config, places, &sizes)),
@@ -140,11 +147,15 @@ impl PciFunction for VirtioPci {
     fn decoded_bars(&self) -> Vec<Bar> {
         self.function.registers.lock().config.decoded_bars()
     }
+    fn bars_mapped(&self, bars: &[Bar]) {
+        self.function.bar_mapped(bars.iter().find(|bar| bar.index == 0).map(|bar| bar.address));
+    }
 }
 
 impl Drop for VirtioPci {
     fn drop(&mut self) {
         self.function.stop();
+        self.function.release_events();
         for worker in self.workers.drain(..) {
             // A worker's panics are caught where they happen.
             let _ = worker.join();

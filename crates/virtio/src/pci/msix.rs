@@ -1,6 +1,7 @@
 //! MSI-X table and pending bits (PCI Local Bus 3.0, 6.8.2).
 
 use super::bits::NO_VECTOR;
+use super::registers::Message;
 use device::Msi;
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +83,7 @@ impl MsixTable {
     }
 
     /// Writes bytes of the table; answers the messages that were pending on vectors unmasked by it.
-    pub fn write(&mut self, offset: u64, data: &[u8], function_masked: bool) -> Vec<Msi> {
+    pub(super) fn write(&mut self, offset: u64, data: &[u8], function_masked: bool) -> Vec<Message> {
         for (at, &value) in (offset as usize..).zip(data) {
             if let Some(entry) = self.0.get_mut(at / ENTRY_LEN) {
                 let word = entry.word(at / 4 % 4);
@@ -102,13 +103,16 @@ impl MsixTable {
     }
 
     /// Signals a vector: the message to send, or none if it is masked (it is then pending) or does not exist.
-    pub fn signal(&mut self, vector: u16, function_masked: bool) -> Option<Msi> {
-        self.0.get_mut(usize::from(vector))?.signal(function_masked)
+    pub(super) fn signal(&mut self, vector: u16, function_masked: bool) -> Option<Message> {
+        let msi = self.0.get_mut(usize::from(vector))?.signal(function_masked)?;
+        Some(Message { vector, msi })
     }
 
     /// The messages that are pending and not masked any more.
-    pub fn send_pending(&mut self, function_masked: bool) -> Vec<Msi> {
-        let pending = self.0.iter_mut().filter(|entry| entry.pending);
-        pending.filter_map(|entry| entry.signal(function_masked)).collect()
+    pub(super) fn send_pending(&mut self, function_masked: bool) -> Vec<Message> {
+        let pending = (0..).zip(&mut self.0).filter(|(_, entry)| entry.pending);
+        pending
+            .filter_map(|(vector, entry)| Some(Message { vector, msi: entry.signal(function_masked)? }))
+            .collect()
     }
 }

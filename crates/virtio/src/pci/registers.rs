@@ -19,6 +19,13 @@ pub(super) struct QueueRegisters {
     pub session: u64,
 }
 
+/// A message on its way to the sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub vector: u16,
+    pub msi: Msi,
+}
+
 /// All registers, and messages on their way to the sink.
 #[derive(Debug)]
 pub(super) struct Registers {
@@ -36,7 +43,7 @@ pub(super) struct Registers {
     pub queues: Vec<QueueRegisters>,
     pub next_session: u64,
     /// To be sent when the lock is released.
-    pub outgoing: Vec<Msi>,
+    pub outgoing: Vec<Message>,
 }
 
 impl Registers {

@@ -411,7 +411,7 @@ fn no_lock_is_held_while_an_interrupt_is_delivered() {
     let sink = Arc::new(Curious(Mutex::new(Weak::new()), AtomicU32::new(0)));
     let memory = Arc::new(GuestMemory::new(&[(0, 0x1_0000)]).unwrap());
     let line = IrqLine::new(Arc::new(Nowhere), 0);
-    let wiring = PciWiring { memory, msi: sink.clone(), line, packed: false };
+    let wiring = PciWiring { memory, msi: sink.clone(), line, events: None, packed: false };
     let function = VirtioPci::new("curious", rigs::entropy(), wiring).unwrap();
     *sink.0.lock() = Arc::downgrade(&function);
     let write = |offset: u64, bytes: &[u8]| function.write(0, offset, bytes);

@@ -3,13 +3,19 @@
 use super::bits::status;
 use super::function::Function;
 use crate::device_type::Batch;
-use parking_lot::{Condvar, Mutex};
+use device::{Doorbell, Event};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a worker waits when the host does not let it wait for events.
+const POLL_AGAIN: Duration = Duration::from_millis(1);
 
 /// What a worker is asked to do.
 #[derive(Debug, Default)]
@@ -23,6 +29,8 @@ struct Work {
     paused: bool,
     busy: bool,
     stop: bool,
+    /// It waits for its event and for doorbells, not for the condition variable.
+    polling: bool,
 }
 
 /// One thread's orders.
@@ -30,6 +38,8 @@ struct Work {
 pub(super) struct Worker {
     work: Mutex<Work>,
     changed: Condvar,
+    /// Wakes it while it polls.
+    event: Event,
 }
 
 pub(super) fn spawn(function: &Arc<Function>) -> std::io::Result<Vec<JoinHandle<()>>> {
@@ -48,9 +58,21 @@ impl Function {
             return self.violations.report(&self.name, format_args!("doorbell of queue {index}"));
         }
         if let Some(worker) = self.workers.get(index % self.workers.len().max(1)) {
-            worker.work.lock().doorbells |= 1 << index;
-            worker.changed.notify_all();
+            let mut work = worker.work.lock();
+            work.doorbells |= 1 << index;
+            worker.wake(&work);
         }
+    }
+
+    /// Whether the worker of a queue can wait for doorbells.
+    pub fn can_poll(&self, index: usize) -> bool {
+        let worker = self.workers.get(index % self.workers.len().max(1));
+        worker.is_some_and(|worker| worker.event.descriptor().is_ok())
+    }
+
+    /// Has all workers look at what they wait for.
+    pub fn wake_workers(&self) {
+        self.workers.iter().for_each(|worker| worker.wake(&worker.work.lock()));
     }
 
     /// Has all queues served.
@@ -60,7 +82,11 @@ impl Function {
 
     /// Stops serving; nothing is in flight when this returns.
     pub fn pause(&self) {
-        self.workers.iter().for_each(|worker| worker.work.lock().paused = true);
+        for worker in &self.workers {
+            let mut work = worker.work.lock();
+            work.paused = true;
+            worker.wake(&work);
+        }
         self.queues.iter().for_each(|queue| queue.recalled.store(true, Ordering::SeqCst));
         for worker in &self.workers {
             let mut work = worker.work.lock();
@@ -74,12 +100,15 @@ impl Function {
     /// Goes on serving.
     pub fn resume(&self) {
         self.device.resume();
+        self.clear_doorbells();
         self.queues.iter().for_each(|queue| queue.recalled.store(false, Ordering::SeqCst));
         for worker in &self.workers {
-            worker.work.lock().paused = false;
-            worker.changed.notify_all();
+            let mut work = worker.work.lock();
+            work.paused = false;
+            worker.wake(&work);
         }
-        // A device may have put a request back, for which no driver rings again.
+        // A device may have put a request back, for which no driver rings again; and what doorbells counted until
+        // now is forgotten.
         self.ring_all();
     }
 
@@ -87,14 +116,15 @@ impl Function {
     pub fn stop(&self) {
         self.queues.iter().for_each(|queue| queue.recalled.store(true, Ordering::SeqCst));
         for worker in &self.workers {
-            worker.work.lock().stop = true;
-            worker.changed.notify_all();
+            let mut work = worker.work.lock();
+            work.stop = true;
+            worker.wake(&work);
         }
     }
 
     fn run_worker(&self, index: usize) {
         let Some(worker) = self.workers.get(index) else { return };
-        while let Some(queues) = worker.wait() {
+        while let Some(queues) = self.wait(index, worker) {
             self.serve_queues(worker, queues);
         }
     }
@@ -103,13 +133,14 @@ impl Function {
     /// For tests and fuzzing, where no threads run.
     pub fn serve_now(&self) -> bool {
         let mut any = false;
-        for worker in &self.workers {
+        for (index, worker) in self.workers.iter().enumerate() {
             let taken = {
                 let mut work = worker.work.lock();
                 if work.paused {
                     continue;
                 }
-                std::mem::take(&mut work.doorbells) | std::mem::take(&mut work.resting)
+                let rung = self.take_doorbells(index);
+                rung | std::mem::take(&mut work.doorbells) | std::mem::take(&mut work.resting)
             };
             any |= taken != 0;
             self.serve_queues(worker, taken);
@@ -196,10 +227,10 @@ impl Function {
     }
 }
 
-impl Worker {
+impl Function {
     /// Waits for something to do; none at the end.
-    fn wait(&self) -> Option<u64> {
-        let mut work = self.work.lock();
+    fn wait(&self, index: usize, worker: &Worker) -> Option<u64> {
+        let mut work = worker.work.lock();
         loop {
             if work.stop {
                 return None;
@@ -209,6 +240,7 @@ impl Worker {
                     work.rest_until = None;
                     work.doorbells |= std::mem::take(&mut work.resting);
                 }
+                work.doorbells |= self.take_doorbells(index);
                 // A doorbell does not shorten a rest.
                 let ready = work.doorbells & !work.resting;
                 if ready != 0 {
@@ -217,11 +249,45 @@ impl Worker {
                     return Some(ready);
                 }
             }
-            match work.rest_until.filter(|_| !work.paused) {
-                Some(until) => drop(self.changed.wait_until(&mut work, until)),
-                None => self.changed.wait(&mut work),
+            let until = work.rest_until.filter(|_| !work.paused);
+            let doorbells = if work.paused { Vec::new() } else { self.bound_doorbells(index) };
+            if !doorbells.is_empty() {
+                work.polling = true;
+                MutexGuard::unlocked(&mut work, || worker.poll(&doorbells, until));
+                work.polling = false;
+                continue;
+            }
+            match until {
+                Some(until) => drop(worker.changed.wait_until(&mut work, until)),
+                None => worker.changed.wait(&mut work),
             }
         }
+    }
+}
+
+impl Worker {
+    /// Has it look at its orders, which are locked.
+    fn wake(&self, work: &Work) {
+        self.changed.notify_all();
+        if work.polling {
+            self.event.signal();
+        }
+    }
+
+    /// Waits until a doorbell or its event is signalled, or until a moment; or less.
+    fn poll(&self, doorbells: &[&Doorbell], until: Option<Instant>) {
+        let events = doorbells.iter().map(|doorbell| doorbell.event()).chain([&self.event]);
+        let descriptors: Vec<_> = events.filter_map(|event| event.descriptor().ok()).collect();
+        let mut polled: Vec<_> = descriptors.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        if let Err(error) = poll(&mut polled, left.as_ref())
+            && error != Errno::INTR
+        {
+            // The host is short of something; what is asked for is looked at meanwhile.
+            std::thread::sleep(POLL_AGAIN);
+        }
+        self.event.take();
     }
 }
 
