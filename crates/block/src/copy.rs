@@ -3,6 +3,7 @@
 use crate::backend::Extent;
 use crate::image::DiskImage;
 use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,12 +37,36 @@ struct Copy<'a> {
     target: &'a dyn DiskImage,
     options: &'a CopyOptions<'a>,
     range: Range<u64>,
+    chunk: u64,
+    /// The next chunk that nobody reads yet.
     next: AtomicU64,
     stop: AtomicBool,
-    /// The chunk whose turn it is to be written.
-    turn: Mutex<u64>,
-    /// Each wakes who waits with one chunk: threads have as many chunks in a row at most as there are threads.
-    turned: [Condvar; THREADS_MAX],
+    line: Mutex<Line>,
+    /// The line has room again, or nobody writes while somebody may.
+    moved: Condvar,
+}
+
+/// Chunks that wait to be written in their order. Whoever comes with the one whose turn it is writes it, and after it
+/// all that are ready, so that the others go on reading meanwhile and no chunk wakes anybody by itself.
+#[derive(Default)]
+struct Line {
+    /// The chunk whose turn it is.
+    turn: u64,
+    /// Somebody writes it.
+    writing: bool,
+    ready: BTreeMap<u64, Chunk>,
+    spare: Vec<Chunk>,
+    waiting: usize,
+}
+
+/// Bytes that have been read.
+#[derive(Default)]
+struct Chunk {
+    bytes: Vec<u8>,
+    /// How many of them are the chunk's.
+    len: usize,
+    /// The source says that all are zeros; `bytes` are others.
+    zero: bool,
 }
 
 /// Copies a range of `source` to `target`, to the same offsets minus the range's start.
@@ -54,100 +79,145 @@ pub fn copy(
     if range.end > source.size() || range.end - range.start > target.size() {
         return Err(Error::new(ErrorKind::InvalidInput, "the range leaves a disk"));
     }
+    let chunk = CHUNK.max(target.cluster_size());
+    let chunks = (range.end - range.start).div_ceil(chunk);
     let copy = Copy {
         source,
         target,
         options,
+        chunk,
         next: AtomicU64::new(0),
         range,
         stop: AtomicBool::new(false),
-        turn: Mutex::new(0),
-        turned: [const { Condvar::new() }; THREADS_MAX],
+        line: Mutex::default(),
+        moved: Condvar::new(),
     };
+    let threads = options.threads.clamp(1, THREADS_MAX).min(chunks.max(1) as usize);
     let results: Vec<Result<()>> = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..options.threads.clamp(1, THREADS_MAX)).map(|_| scope.spawn(|| copy.work())).collect();
+        // This thread is one of them.
+        let threads: Vec<_> = (1..threads).map(|_| scope.spawn(|| copy.work())).collect();
+        let own = copy.work();
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
             thread.join().unwrap_or_else(|_| Err(Error::other("a copying thread failed")))
         };
-        threads.into_iter().map(join).collect()
+        std::iter::once(own).chain(threads.into_iter().map(join)).collect()
     });
     results.into_iter().collect()
 }
 
 impl Copy<'_> {
     fn work(&self) -> Result<()> {
-        let chunk = CHUNK.max(self.target.cluster_size());
-        let mut buffer = vec![0; chunk as usize];
-        while !self.stop.load(Ordering::Relaxed) {
+        let done = self.chunks();
+        if done.is_err() {
+            self.stop.store(true, Ordering::Release);
+            // Under the lock, so that nobody misses it between looking and waiting.
+            drop(self.line.lock());
+            self.moved.notify_all();
+        }
+        done
+    }
+
+    fn chunks(&self) -> Result<()> {
+        let in_order = !self.options.any_order && !self.options.compress && self.options.threads > 1;
+        let mut chunk = Chunk::default();
+        while !self.stop.load(Ordering::Acquire) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let start = self.range.start + number * chunk;
-            if start >= self.range.end {
-                break;
+            let Some(range) = self.range_of(number) else { break };
+            self.read(range, &mut chunk)?;
+            if in_order {
+                self.queue(number, &mut chunk)?;
+            } else {
+                self.write_chunk(number, &chunk)?;
             }
-            let end = self.range.end.min(start + chunk);
-            let done = self.chunk(number, start..end, &mut buffer[..(end - start) as usize]);
-            // The next in turn must not wait for one that failed.
-            self.pass(number);
-            if let Err(error) = done {
-                self.stop.store(true, Ordering::Relaxed);
-                return Err(error);
-            }
-            (self.options.progress)(end - start);
         }
         Ok(())
     }
 
-    fn ordered(&self) -> bool {
-        !self.options.any_order && !self.options.compress && self.options.threads > 1
+    /// Where a chunk is on the source; `None` behind the last.
+    fn range_of(&self, number: u64) -> Option<Range<u64>> {
+        let start = self.range.start.checked_add(number.checked_mul(self.chunk)?)?;
+        (start < self.range.end).then(|| start..self.range.end.min(start + self.chunk))
     }
 
-    fn turned(&self, number: u64) -> &Condvar {
-        &self.turned[(number % THREADS_MAX as u64) as usize]
-    }
-
-    fn wait_for_turn(&self, number: u64) {
-        if self.ordered() {
-            let mut turn = self.turn.lock();
-            while *turn < number {
-                self.turned(number).wait(&mut turn);
+    /// Writes a chunk and those behind it if it is its turn, or else leaves it to whoever writes; `chunk` is free then.
+    fn queue(&self, number: u64, chunk: &mut Chunk) -> Result<()> {
+        let mut line = self.line.lock();
+        while line.ready.len() >= self.options.threads
+            && (line.writing || line.turn != number)
+            && !self.stop.load(Ordering::Acquire)
+        {
+            line.waiting += 1;
+            self.moved.wait(&mut line);
+            line.waiting -= 1;
+        }
+        if line.writing || line.turn != number {
+            let free = line.spare.pop().unwrap_or_default();
+            line.ready.insert(number, std::mem::replace(chunk, free));
+            return Ok(());
+        }
+        line.writing = true;
+        let mut current = std::mem::take(chunk);
+        while !self.stop.load(Ordering::Acquire) {
+            let number = line.turn;
+            drop(line);
+            self.write_chunk(number, &current)?;
+            line = self.line.lock();
+            line.turn += 1;
+            let turn = line.turn;
+            let Some(next) = line.ready.remove(&turn) else { break };
+            line.spare.push(std::mem::replace(&mut current, next));
+            // Not for every chunk: who waits would write one and wait again.
+            if line.waiting > 0 && line.ready.len() <= self.options.threads / 2 {
+                self.moved.notify_all();
             }
         }
-    }
-
-    fn pass(&self, number: u64) {
-        if self.ordered() {
-            self.wait_for_turn(number);
-            *self.turn.lock() = number + 1;
-            self.turned(number + 1).notify_one();
+        line.writing = false;
+        *chunk = current;
+        if line.waiting > 0 {
+            self.moved.notify_all();
         }
+        Ok(())
     }
 
-    fn chunk(&self, number: u64, range: Range<u64>, buffer: &mut [u8]) -> Result<()> {
+    fn read(&self, range: Range<u64>, chunk: &mut Chunk) -> Result<()> {
+        chunk.len = (range.end - range.start) as usize;
         let mut at = range.start;
-        let mut zeros: Vec<Range<u64>> = Vec::new();
         while at < range.end {
             let extent = self.source.block_status(at, range.end - at)?;
             let length = extent.length.clamp(1, range.end - at);
-            let part = &mut buffer[(at - range.start) as usize..(at + length - range.start) as usize];
+            chunk.zero = extent.zero && length == range.end - range.start;
+            if chunk.zero {
+                return Ok(());
+            }
+            if chunk.bytes.len() < chunk.len {
+                chunk.bytes.resize(self.chunk as usize, 0);
+            }
+            let start = (at - range.start) as usize;
+            let part = &mut chunk.bytes[start..start + length as usize];
             if extent.zero {
                 part.fill(0);
-                zeros.push(at..at + length);
             } else {
                 self.source.read_bytes(at, part)?;
             }
             at += length;
         }
-        self.wait_for_turn(number);
-        self.write(range.start - self.range.start, buffer, zeros.len() == 1 && zeros[0] == range)
+        Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8], all_zero: bool) -> Result<()> {
+    fn write_chunk(&self, number: u64, chunk: &Chunk) -> Result<()> {
+        let offset = number * self.chunk;
+        if chunk.zero {
+            self.zeros(offset, chunk.len as u64)?;
+        } else {
+            self.write(offset, &chunk.bytes[..chunk.len])?;
+        }
+        (self.options.progress)(chunk.len as u64);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         let cluster = self.target.cluster_size();
         let unit = cluster.max(self.options.find_zeros).max(ZEROS_LEAST).min(data.len().max(1) as u64);
-        if all_zero {
-            return self.zeros(offset, data.len() as u64);
-        }
         let find = self.options.find_zeros > 0;
         let mut at = 0;
         while at < data.len() {
@@ -200,4 +270,143 @@ pub fn extents(image: &dyn DiskImage, range: Range<u64>) -> Result<Vec<Extent>> 
         }
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{BlockBackend, Capabilities};
+    use crate::raw::RawImage;
+    use std::io::{IoSlice, IoSliceMut};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    const SIZE: u64 = 24 << 20;
+
+    /// A disk in memory that knows the order of its writes.
+    struct Memory {
+        bytes: Mutex<Vec<u8>>,
+        written: Mutex<Vec<u64>>,
+        /// Reads and writes from here on fail.
+        broken_from: u64,
+    }
+
+    impl Memory {
+        fn new(bytes: Vec<u8>, broken_from: u64) -> Arc<Self> {
+            Arc::new(Memory { bytes: Mutex::new(bytes), written: Mutex::default(), broken_from })
+        }
+
+        fn check(&self, offset: u64) -> Result<usize> {
+            if offset >= self.broken_from { Err(ErrorKind::StorageFull.into()) } else { Ok(offset as usize) }
+        }
+    }
+
+    impl BlockBackend for Memory {
+        fn size(&self) -> u64 {
+            self.bytes.lock().len() as u64
+        }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities { read_only: false, discard: false, zero_alignment: 1, growable: false }
+        }
+        fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+            let mut at = self.check(offset)?;
+            for buffer in buffers {
+                let end = at + buffer.len();
+                buffer.copy_from_slice(&self.bytes.lock()[at..end]);
+                at = end;
+            }
+            Ok(())
+        }
+        fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+            let mut at = self.check(offset)?;
+            self.written.lock().push(offset);
+            for buffer in buffers {
+                self.bytes.lock()[at..at + buffer.len()].copy_from_slice(buffer);
+                at += buffer.len();
+            }
+            Ok(())
+        }
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+            Ok(())
+        }
+        fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<()> {
+            self.write_bytes(offset, &vec![0; len as usize])
+        }
+        fn resize(&self, _size: u64) -> Result<()> {
+            Err(ErrorKind::Unsupported.into())
+        }
+        fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
+            // Every fifth MiB is a hole.
+            let end = (offset | 0xf_ffff) + 1;
+            let len = len.min(end - offset);
+            Ok(if (offset >> 20) % 5 == 4 {
+                Extent::hole(offset, len)
+            } else {
+                Extent::data(offset, len, None)
+            })
+        }
+    }
+
+    /// Noise, and zeros in every third run of 64 KiB and in every fifth MiB.
+    fn content() -> Vec<u8> {
+        let mut seed = 7_u32;
+        let byte = |at: u64| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if (at >> 16) % 3 == 1 || (at >> 20) % 5 == 4 { 0 } else { (seed >> 24) as u8 }
+        };
+        (0..SIZE).map(byte).collect()
+    }
+
+    fn copied(
+        source: &Arc<Memory>,
+        target: &Arc<Memory>,
+        threads: usize,
+        any_order: bool,
+    ) -> (Result<()>, u64) {
+        let done = AtomicU64::new(0);
+        let image = |memory: &Arc<Memory>| RawImage::new(memory.clone(), Path::new("memory"));
+        let options = CopyOptions {
+            threads,
+            compress: false,
+            any_order,
+            target_is_zero: false,
+            find_zeros: 4096,
+            progress: &|bytes| drop(done.fetch_add(bytes, Ordering::Relaxed)),
+        };
+        let result = copy(&image(source), 0..SIZE, &image(target), &options);
+        (result, done.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn all_is_copied_and_in_order_unless_it_need_not_be() {
+        let content = content();
+        for (threads, any_order) in [(1, false), (2, false), (8, false), (16, false), (8, true)] {
+            let source = Memory::new(content.clone(), u64::MAX);
+            let target = Memory::new(vec![0xee; SIZE as usize], u64::MAX);
+            let (result, done) = copied(&source, &target, threads, any_order);
+            result.unwrap();
+            assert_eq!(done, SIZE);
+            assert!(*target.bytes.lock() == content, "{threads} threads: other bytes");
+            let written = target.written.lock();
+            assert!(any_order || written.is_sorted(), "{threads} threads: {written:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_either_side_ends_every_thread() {
+        let content = content();
+        for (source_end, target_end) in
+            [(9 << 20, u64::MAX), (u64::MAX, 5 << 20), (0, u64::MAX), (u64::MAX, 0)]
+        {
+            let source = Memory::new(content.clone(), source_end);
+            let target = Memory::new(vec![0xee; SIZE as usize], target_end);
+            let (result, done) = copied(&source, &target, 8, false);
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::StorageFull);
+            assert!(done <= source_end.min(target_end));
+            assert!(target.bytes.lock()[..done as usize] == content[..done as usize]);
+        }
+    }
 }

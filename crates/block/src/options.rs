@@ -66,8 +66,9 @@ pub struct OpenOptions {
     pub for_check: bool,
     /// Discards from above are ignored when set.
     pub keep_discarded: bool,
-    /// Flushes hand everything to the host and do not wait for its disk: a power loss of the host loses the image.
-    pub unflushed: bool,
+    /// Whether flushes of the file wait for the host's disk. Flushes after every write are no matter of the file:
+    /// [`crate::with_cache_mode`].
+    pub cache: CacheMode,
     /// Opens an image that another process has open; what is read may be torn.
     pub ignore_locks: bool,
     /// Bytes of memory for caches of metadata; `None`: as much as covers the disk, at most 32 MiB.
@@ -149,6 +150,8 @@ pub struct CreateOptions {
     pub options: BTreeMap<String, String>,
     /// Passphrase of an encrypted image.
     pub passphrase: Option<Arc<[u8]>>,
+    /// [`CacheMode::Unsafe`]: the new image may be lost with the host's power; else it is on its disk when it is made.
+    pub cache: CacheMode,
 }
 
 impl CreateOptions {

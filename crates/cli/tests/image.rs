@@ -47,14 +47,49 @@ fn folder() -> Option<tempfile::TempDir> {
 fn converted_images_are_the_same_for_both() {
     let Some(folder) = folder() else { return };
     let folder = folder.path();
-    for options in
-        ["", "-c", "-c -o compression_type=zstd -W -m 4", "-o extended_l2=on", "-o compat=0.10", "-m 1 -S 0"]
-    {
+    for options in [
+        "",
+        "-t unsafe",
+        "-c",
+        "-c -o compression_type=zstd -W -m 4",
+        "-o extended_l2=on",
+        "-o compat=0.10",
+        "-m 1 -S 0",
+    ] {
         ours(folder, &format!("convert -f raw -O qcow2 {options} a.raw b.qcow2"));
         theirs(folder, "check -q b.qcow2");
         theirs(folder, "compare -q a.raw b.qcow2");
         ours(folder, "convert -f qcow2 -O raw b.qcow2 c.raw");
         ours(folder, "compare -f raw -F raw -s a.raw c.raw");
+    }
+}
+
+/// Counted by `strace`, which follows every thread.
+#[test]
+fn an_unsafe_conversion_waits_for_no_disk() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    if Command::new("strace").arg("-V").output().is_err() {
+        return eprintln!("skipped: strace is not installed");
+    }
+    for format in ["qcow2", "raw", "vdi", "vpc", "vhdx", "vmdk"] {
+        let syncs = |cache: &str| {
+            let program = env!("CARGO_BIN_EXE_vireo");
+            let line = format!(
+                "-f -qq -e trace=fsync,fdatasync,sync_file_range,syncfs -e signal=none -o calls {program} image convert \
+                 -t {cache} -f raw -O {format} a.raw out"
+            );
+            let output = run("strace", folder, &line);
+            if !output.status.success() {
+                eprintln!("skipped: {}", String::from_utf8_lossy(&output.stderr));
+                return None;
+            }
+            theirs(folder, &format!("compare -q -f raw -F {format} a.raw out"));
+            Some(std::fs::read_to_string(folder.join("calls")).unwrap())
+        };
+        let (Some(lazy), Some(safe)) = (syncs("unsafe"), syncs("writeback")) else { return };
+        assert_eq!(lazy, "", "{format}");
+        assert!(safe.contains("sync"), "{format}: {safe}");
     }
 }
 

@@ -214,7 +214,7 @@ impl Driver for LuksFormat {
             let problem = format!("{} is no multiple of {}", options.size, new.sector);
             return Err(BlockError::option("size", problem));
         }
-        let file = RawFile::create_storage(path)?;
+        let file = RawFile::create_storage(path, options.cache)?;
         let start = new.write(&file, path, &key, &passphrase)?;
         file.resize(start.saturating_add(options.size))
             .and_then(|()| file.flush())

@@ -74,16 +74,16 @@ impl Driver for Qcow2Format {
     }
 
     fn create(&self, path: &Path, options: CreateOptions) -> ImageResult<()> {
-        let size = options.size;
+        let (size, cache) = (options.size, options.cache);
         let Plan { header, preallocation, external, encryption } = plan(path, options)?;
         if let Some(new) = &encryption {
             new.check(path)?;
         }
-        let file = Arc::new(RawFile::create_storage(path)?);
+        let file = Arc::new(RawFile::create_storage(path, cache)?);
         let data: Arc<dyn BlockBackend> = match &external {
             Some(name) => {
                 let folder = path.parent().unwrap_or(Path::new(""));
-                let data = RawFile::create_storage(&folder.join(name))?;
+                let data = RawFile::create_storage(&folder.join(name), cache)?;
                 data.resize(size).map_err(|source| BlockError::io(path, "making the data file", source))?;
                 Arc::new(data)
             }

@@ -56,7 +56,7 @@ impl Driver for RawFormat {
         if options.backing.is_some() {
             return Err(BlockError::unsupported(path, "a backing file, which the raw format cannot have"));
         }
-        let file = RawFile::create_storage(path)?;
+        let file = RawFile::create_storage(path, options.cache)?;
         let action = "taking the disk's space";
         file.allocate(0, options.size, mode).map_err(|source| BlockError::io(path, action, source))
     }

@@ -12,7 +12,7 @@ use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 use crate::buffers::len;
 use crate::error::BlockError;
 use crate::lock;
-use crate::options::{OpenOptions, Preallocation};
+use crate::options::{CacheMode, OpenOptions, Preallocation};
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -31,7 +31,7 @@ pub struct RawFile {
     read_only: bool,
     growable: bool,
     keep_discarded: bool,
-    unflushed: bool,
+    cache: CacheMode,
     /// The disk on its file system takes no space for zeros.
     regular: bool,
     /// A flush failed: no later one can promise anything.
@@ -80,11 +80,11 @@ impl RawFile {
 
     /// Makes an empty file, or empties the one that is there, and opens it as the file below a format. A block device
     /// stays as it is.
-    pub fn create_storage(path: &Path) -> std::result::Result<Self, BlockError> {
+    pub fn create_storage(path: &Path, cache: CacheMode) -> std::result::Result<Self, BlockError> {
         let failed = |source| BlockError::Open { path: path.to_owned(), hint: " for a new image", source };
         let file =
             File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
-        let storage = Self::adopt(file, path, &OpenOptions::default())?;
+        let storage = Self::adopt(file, path, &OpenOptions { cache, ..OpenOptions::default() })?;
         if storage.regular {
             // Only now that it is locked.
             storage.file.set_len(0).map_err(failed)?;
@@ -112,7 +112,7 @@ impl RawFile {
             read_only: options.read_only,
             growable: regular,
             keep_discarded: options.keep_discarded,
-            unflushed: options.unflushed,
+            cache: options.cache,
             regular,
             flush_failed: AtomicBool::new(false),
         })
@@ -282,7 +282,7 @@ impl BlockBackend for RawFile {
                 "an earlier flush failed, and what it lost is not known; open the disk again",
             ));
         }
-        if self.unflushed {
+        if self.cache == CacheMode::Unsafe {
             return Ok(());
         }
         // After a failed flush the host may take its pages for clean: another one would succeed without them.

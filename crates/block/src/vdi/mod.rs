@@ -69,7 +69,7 @@ impl Driver for VdiFormat {
         let mode = mode.unwrap_or_default();
         let header = Header::new(options.size, fixed || mode != Preallocation::Off)
             .map_err(|problem| BlockError::option("size", problem))?;
-        let file = RawFile::create_storage(path)?;
+        let file = RawFile::create_storage(path, options.cache)?;
         let made = make(&file, &header).and_then(|()| {
             let data = u64::from(header.data_offset);
             let len = u64::from(header.blocks) * u64::from(header.block_size);

@@ -200,7 +200,7 @@ impl Driver for VhdFormat {
             Some((name, format)) => Some((name.clone(), parent_of(path, name, format)?)),
             None => None,
         };
-        let file = RawFile::create_storage(path)?;
+        let file = RawFile::create_storage(path, options.cache)?;
         let made = match kind {
             Kind::Fixed => file
                 .allocate(0, footer.size, mode)

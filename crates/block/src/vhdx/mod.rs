@@ -217,7 +217,7 @@ impl Driver for VhdxFormat {
             parent,
             size_at: 0,
         };
-        let file = RawFile::create_storage(path)?;
+        let file = RawFile::create_storage(path, options.cache)?;
         let made = make(&file, &metadata, log_size).and_then(|data| {
             let blocks = size.div_ceil(block_size);
             if fixed { file.allocate(data, blocks * block_size, mode) } else { Ok(()) }

@@ -97,7 +97,7 @@ pub(super) fn create(path: &Path, mut options: CreateOptions) -> ImageResult<()>
     let descriptor = Descriptor::new(plan.create_type, cid, parent, &lines?, &ddb);
     let failed = |source| BlockError::io(path, "writing the new image", source);
     for (file, size) in &extents {
-        let storage = RawFile::create_storage(file)?;
+        let storage = RawFile::create_storage(file, options.cache)?;
         let made = if plan.flat {
             storage.allocate(0, *size, plan.mode)
         } else {
@@ -107,7 +107,7 @@ pub(super) fn create(path: &Path, mut options: CreateOptions) -> ImageResult<()>
         made.and_then(|()| storage.flush()).map_err(failed)?;
     }
     if plan.split || plan.flat {
-        let storage = RawFile::create_storage(path)?;
+        let storage = RawFile::create_storage(path, options.cache)?;
         storage
             .write_bytes(0, descriptor.text().as_bytes())
             .and_then(|()| storage.flush())

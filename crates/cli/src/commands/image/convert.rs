@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::{Folders, TargetFormat, open, size, wants_help};
 use anyhow::{Context, Result, bail};
-use block::{BackingPolicy, CopyOptions, DiskImage, OpenOptions};
+use block::{BackingPolicy, CacheMode, CopyOptions, DiskImage, OpenOptions};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -88,6 +88,7 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
 
 fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<dyn DiskImage>> {
     let path: &Path = &arguments.target;
+    let cache = if arguments.target_cache == "unsafe" { CacheMode::Unsafe } else { CacheMode::WriteBack };
     let mut passphrase = folders.passphrase.clone();
     if super::location(path)?.is_some() {
         if !arguments.no_create && arguments.target_format.name != "raw" {
@@ -108,11 +109,10 @@ fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<d
         if let Some(name) = backing {
             options.backing = Some((name, format.context("A backing file needs its format: -F FORMAT")?));
         }
+        options.cache = cache;
         block::create(path, &arguments.target_format.name, options)?;
     }
-    let unflushed = arguments.target_cache == "unsafe";
-    let open =
-        OpenOptions { backing: BackingPolicy::Anywhere, passphrase, unflushed, ..OpenOptions::default() };
+    let open = OpenOptions { backing: BackingPolicy::Anywhere, passphrase, cache, ..OpenOptions::default() };
     Ok(block::open(path, &arguments.target_format.name, &open)?)
 }
 
