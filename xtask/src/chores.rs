@@ -41,6 +41,8 @@ pub fn test(options: &TestOptions) -> Result<()> {
     guests::need("nbdinfo", "libnbd-bin")?;
     guests::need("fio", "fio")?;
     guests::need("openssl", "openssl")?;
+    // The oracle of partition tables.
+    guests::need("sfdisk", "fdisk")?;
     // The debugger that debugs guests.
     guests::need("gdb", "gdb")?;
     // The oracle of our ACPI tables.

@@ -1,5 +1,6 @@
 //! The trait.
 
+use crate::transfer::Transfer;
 use serde::Serialize;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
 
@@ -94,6 +95,14 @@ pub trait BlockBackend: Send + Sync {
     /// How the first bytes of a range are stored: an extent that starts at `offset` and is at most `len` long.
     fn block_status(&self, offset: u64, len: u64) -> Result<Extent>;
 
+    /// Whether [`BlockBackend::transfer`] does better than one transfer after the other.
+    fn batches(&self) -> bool {
+        false
+    }
+    /// Does all of these, in any order and at the same time where it can, and sets their results.
+    fn transfer(&self, batch: &mut [&mut Transfer<'_>]) {
+        batch.iter_mut().for_each(|transfer| transfer.run(self));
+    }
     /// The end of a range, which must lie on the disk.
     fn check_range(&self, offset: u64, len: u64) -> Result<u64> {
         match offset.checked_add(len) {

@@ -28,6 +28,8 @@ pub struct CopyOptions<'a> {
     pub target_is_zero: bool,
     /// Bytes of zeros that are looked for in data; 0: data are written as they are.
     pub find_zeros: u64,
+    /// Each piece that is written is flushed before the next.
+    pub flush_each: bool,
     /// Told the bytes that are done, from any thread.
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
@@ -211,6 +213,9 @@ impl Copy<'_> {
         } else {
             self.write(offset, &chunk.bytes[..chunk.len])?;
         }
+        if self.options.flush_each {
+            self.target.flush()?;
+        }
         (self.options.progress)(chunk.len as u64);
         Ok(())
     }
@@ -374,7 +379,10 @@ mod tests {
             any_order,
             target_is_zero: false,
             find_zeros: 4096,
-            progress: &|bytes| drop(done.fetch_add(bytes, Ordering::Relaxed)),
+            flush_each: false,
+            progress: &|bytes| {
+                done.fetch_add(bytes, Ordering::Relaxed);
+            },
         };
         let result = copy(&image(source), 0..SIZE, &image(target), &options);
         (result, done.load(Ordering::Relaxed))

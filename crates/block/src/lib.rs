@@ -25,17 +25,19 @@ mod lock;
 pub mod luks;
 mod mapped;
 mod options;
+mod partitions;
 pub mod pool;
 mod qcow2;
 mod raw;
 mod throttle;
+mod transfer;
 mod vdi;
 mod vhd;
 mod vhdx;
 mod vmdk;
 
 pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
-pub use cache_mode::with_cache_mode;
+pub use cache_mode::{with_cache_mode, without_flushes};
 pub use copy::{CopyOptions, copy, extents, is_zero};
 pub use error::BlockError;
 pub use faults::{FaultOperation, FaultRule, Faulty};
@@ -45,9 +47,11 @@ pub use image::{
 };
 pub use live::{DiskCounts, GRAIN, Job, JobKind, JobOrder, JobReport, JobStatus, Layer, LiveDisk};
 pub use options::{
-    BackingPolicy, CacheMode, CreateOptions, OpenOptions, OpenedBacking, Preallocation, parse_size,
+    Aio, BackingPolicy, CacheMode, CreateOptions, OpenOptions, OpenedBacking, Preallocation, parse_size,
     read_key_file, switch,
 };
+pub use partitions::{Label, Partition, PartitionTable, file_system, partitions};
 pub use qcow2::{Measure, Qcow2};
-pub use raw::{RawFile, RawImage};
+pub use raw::{RawFile, RawImage, io_uring_refusal};
 pub use throttle::{Limits, Rate, ThrottleGroup, Throttled};
+pub use transfer::{Buffers, Transfer};

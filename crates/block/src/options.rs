@@ -30,7 +30,7 @@ impl BackingPolicy {
     }
 }
 
-/// What is done so that writes survive, and where data are kept meanwhile.
+/// What is done so that writes survive, and where data are kept meanwhile. The names are those of QEMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheMode {
     /// The host's page cache; a flush writes it out.
@@ -38,8 +38,81 @@ pub enum CacheMode {
     WriteBack,
     /// The host's page cache; every write is flushed.
     WriteThrough,
-    /// The host's page cache; flushes are ignored. A power loss loses the image.
+    /// Past the host's page cache (`O_DIRECT`); a flush makes the disk write its own cache.
+    None,
+    /// Past the host's page cache; every write is flushed.
+    DirectSync,
+    /// The host's page cache; flushes hand everything to the host and do not wait for its disk. A power loss loses the
+    /// image.
     Unsafe,
+}
+
+impl CacheMode {
+    /// All of them.
+    pub const ALL: [CacheMode; 5] =
+        [Self::WriteBack, Self::WriteThrough, Self::None, Self::DirectSync, Self::Unsafe];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheMode::WriteBack => "writeback",
+            CacheMode::WriteThrough => "writethrough",
+            CacheMode::None => "none",
+            CacheMode::DirectSync => "directsync",
+            CacheMode::Unsafe => "unsafe",
+        }
+    }
+
+    /// From its name.
+    ///
+    /// # Errors
+    /// When there is no such mode.
+    pub fn named(name: &str) -> Result<Self, BlockError> {
+        let found = Self::ALL.into_iter().find(|mode| mode.name() == name);
+        found.ok_or_else(|| {
+            let known = Self::ALL.map(CacheMode::name).join(", ");
+            BlockError::option("cache", format!("{name:?} is unknown; known: {known}"))
+        })
+    }
+
+    /// Data do not stay in the host's page cache.
+    pub fn bypasses_host(self) -> bool {
+        matches!(self, CacheMode::None | CacheMode::DirectSync)
+    }
+
+    /// A write is complete when it is on the disk.
+    pub fn flushes_writes(self) -> bool {
+        matches!(self, CacheMode::WriteThrough | CacheMode::DirectSync)
+    }
+}
+
+/// How requests to a file are done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// By io_uring where it is the faster way (a file past the page cache) and the host lets us; else as `Threads`.
+    #[default]
+    Auto,
+    /// Each by a system call of the thread that wants it.
+    Threads,
+    /// Several that are there together by one io_uring submission; an error where the host refuses it.
+    IoUring,
+}
+
+impl Aio {
+    /// From its name: `auto`, `threads` or `io_uring`.
+    ///
+    /// # Errors
+    /// When there is no such way.
+    pub fn named(name: &str) -> Result<Self, BlockError> {
+        match name {
+            "auto" => Ok(Aio::Auto),
+            "threads" => Ok(Aio::Threads),
+            "io_uring" => Ok(Aio::IoUring),
+            _ => {
+                Err(BlockError::option("aio", format!("{name:?} is unknown; known: auto, threads, io_uring")))
+            }
+        }
+    }
 }
 
 /// An open image that shall be the backing file of one that is being opened.
@@ -66,9 +139,11 @@ pub struct OpenOptions {
     pub for_check: bool,
     /// Discards from above are ignored when set.
     pub keep_discarded: bool,
-    /// Whether flushes of the file wait for the host's disk. Flushes after every write are no matter of the file:
+    /// How the files are opened: those of backing images as well. Flushes after every write are no matter of a file:
     /// [`crate::with_cache_mode`].
     pub cache: CacheMode,
+    /// How requests to the files are done.
+    pub aio: Aio,
     /// Opens an image that another process has open; what is read may be torn.
     pub ignore_locks: bool,
     /// Bytes of memory for caches of metadata; `None`: as much as covers the disk, at most 32 MiB.

@@ -1,5 +1,8 @@
 //! `vireo image` beside `qemu-img`.
 
+#[path = "../../http_disk/tests/server/mod.rs"]
+mod server;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -90,6 +93,83 @@ fn an_unsafe_conversion_waits_for_no_disk() {
         let (Some(lazy), Some(safe)) = (syncs("unsafe"), syncs("writeback")) else { return };
         assert_eq!(lazy, "", "{format}");
         assert!(safe.contains("sync"), "{format}: {safe}");
+    }
+}
+
+/// Every mode makes the same image, reads the same, and does on the host's file what its name says.
+#[test]
+fn cache_modes_are_those_of_qemu() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    let program = env!("CARGO_BIN_EXE_vireo");
+    let mut syncs = std::collections::BTreeMap::new();
+    for cache in ["writeback", "writethrough", "none", "directsync", "unsafe"] {
+        for format in ["qcow2", "raw", "vmdk"] {
+            ours(folder, &format!("convert -t {cache} -f raw -O {format} a.raw out"));
+            theirs(folder, &format!("compare -q -f raw -F {format} a.raw out"));
+            ours(folder, &format!("convert -T {cache} -f {format} -O raw out back.raw"));
+            theirs(folder, "compare -q -f raw -F raw a.raw back.raw");
+            ours(folder, &format!("compare -T {cache} -f raw -F {format} a.raw out"));
+            if format == "qcow2" {
+                ours(folder, &format!("check -q -T {cache} -f qcow2 out"));
+                theirs(folder, "check -q -f qcow2 out");
+            }
+        }
+        theirs(folder, "convert -f raw -O qcow2 a.raw base.qcow2");
+        theirs(folder, "create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+        theirs(folder, "create -q -f qcow2 other.qcow2 8M");
+        let write = ["-c", "write -P 9 300k 5000", "top.qcow2"];
+        assert!(Command::new("qemu-io").args(write).current_dir(folder).output().unwrap().status.success());
+        theirs(folder, "convert -f qcow2 -O raw top.qcow2 merged.raw");
+        ours(folder, &format!("commit -q -d -t {cache} top.qcow2"));
+        theirs(folder, "compare -q -f qcow2 -F raw base.qcow2 merged.raw");
+        ours(folder, &format!("rebase -t {cache} -T {cache} -b other.qcow2 -F qcow2 top.qcow2"));
+        theirs(folder, "compare -q -f qcow2 -F raw top.qcow2 merged.raw");
+        theirs(folder, "check -q top.qcow2");
+        let calls = format!(
+            "-f -qq -e signal=none -e trace=openat,fdatasync -o calls {program} image convert -S 0 -m 1 -t {cache} -f raw a.raw out"
+        );
+        match Command::new("strace").args(calls.split_whitespace()).current_dir(folder).output() {
+            Ok(output) if output.status.success() => {
+                let calls = std::fs::read_to_string(folder.join("calls")).unwrap();
+                let direct = calls.lines().any(|line| line.contains("\"out\"") && line.contains("O_DIRECT"));
+                assert_eq!(direct, matches!(cache, "none" | "directsync"), "{cache}: {calls}");
+                syncs.insert(cache, calls.matches("fdatasync").count());
+            }
+            other => eprintln!("skipped the look at system calls: strace: {other:?}"),
+        }
+    }
+    if let (Some(back), Some(through)) = (syncs.get("writeback"), syncs.get("writethrough")) {
+        assert_eq!((syncs["unsafe"], syncs["none"], syncs["directsync"]), (0, *back, *through));
+        // 8 MiB in pieces of 512 KiB.
+        assert!(*through >= back + 16, "{syncs:?}");
+    }
+}
+
+/// The rate is printed and the same requests succeed as with `qemu-img bench`; writes change the disk.
+#[test]
+fn a_bench_does_the_requests_it_says() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    for aio in ["threads", "io_uring", "auto"] {
+        for cache in ["writeback", "none"] {
+            theirs(folder, "convert -f raw -O qcow2 a.raw b.qcow2");
+            let line = format!("bench -c 500 -d 32 -s 8k -S 12k -i {aio} -t {cache} -f qcow2 b.qcow2");
+            let output = run(env!("CARGO_BIN_EXE_vireo"), folder, &format!("image {line}"));
+            let error = String::from_utf8_lossy(&output.stderr);
+            if aio == "io_uring" && error.contains("which this host refuses") {
+                eprintln!("skipped: {error}");
+                continue;
+            }
+            assert!(output.status.success(), "{line}: {error}");
+            theirs(folder, "compare -q -f raw -F qcow2 a.raw b.qcow2");
+            ours(folder, &line.replace("bench", "bench -w"));
+            theirs(folder, "check -q b.qcow2");
+            // The same with the other program: zeros are written to the same places.
+            theirs(folder, "convert -f raw -O qcow2 a.raw c.qcow2");
+            theirs(folder, "bench -q -c 500 -d 1 -s 8k -S 12k -w --pattern=0 -f qcow2 c.qcow2");
+            theirs(folder, "compare -q -f qcow2 -F qcow2 b.qcow2 c.qcow2");
+        }
     }
 }
 
@@ -261,4 +341,34 @@ fn encrypted_images_are_the_same_for_both() {
         assert!(!output.status.success() && text.contains(what), "{line}: {text}");
     }
     assert!(!folder.join("g.luks").exists(), "a refused image leaves no file");
+}
+
+/// A disk on a web server, through a format and as a machine sees it: the same bytes as the file's.
+#[test]
+fn an_image_on_a_web_server_is_read() {
+    let Some(folder) = folder() else { return };
+    let folder = folder.path();
+    theirs(folder, "convert -f raw -O qcow2 a.raw b.qcow2");
+    for (file, format) in [("a.raw", "raw"), ("b.qcow2", "qcow2")] {
+        let (_site, address) = server::Site::new(std::fs::read(folder.join(file)).unwrap()).start();
+        ours(folder, &format!("convert -f {format} -O raw {address} out.raw"));
+        theirs(folder, "compare -q -f raw -F raw a.raw out.raw");
+        let refused = run(env!("CARGO_BIN_EXE_vireo"), folder, &format!("image resize {address} +1M"));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("can only be read"));
+    }
+}
+
+#[test]
+fn a_dmg_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut content = vec![0; 8192];
+    content[8192 - 512..][..4].copy_from_slice(b"koly");
+    std::fs::write(folder.join("a.dmg"), content).unwrap();
+    for line in ["image info a.dmg", "image info -f dmg a.dmg"] {
+        let refused = run(env!("CARGO_BIN_EXE_vireo"), folder, line);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && text.contains("dmg (Apple disk image)"), "{text}");
+    }
+    ours(folder, "info -f raw a.dmg");
 }

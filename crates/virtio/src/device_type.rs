@@ -112,6 +112,20 @@ impl<'a> Batch<'a> {
         self.queue.pop(self.memory)
     }
 
+    /// The next requests, at most `most`, without taking them: the driver may change them until they are popped. It
+    /// ends early at what breaks the rules of the ring.
+    pub fn peek(&mut self, most: usize) -> Vec<Chain> {
+        let state = self.queue.state();
+        let mut chains = Vec::new();
+        while chains.len() < most.min(self.left as usize)
+            && let Ok(Some(chain)) = self.queue.pop(self.memory)
+        {
+            chains.push(chain);
+        }
+        *self.queue = Queue::new(state);
+        chains
+    }
+
     /// The last request is as if it had not been popped: it is served again after the next pause, or when the driver
     /// rings. No other was popped or given back since.
     pub fn put_back(&mut self) {

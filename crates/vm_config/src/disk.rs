@@ -69,6 +69,10 @@ pub enum DiskCache {
     WriteBack,
     /// With every write.
     WriteThrough,
+    /// When the guest flushes, past the host's page cache.
+    None,
+    /// With every write, past the host's page cache.
+    DirectSync,
     /// Some time: flushes are ignored, and a power loss loses the disk.
     Unsafe,
 }
@@ -78,19 +82,48 @@ impl DiskCache {
         match name {
             "writeback" => Some(DiskCache::WriteBack),
             "writethrough" => Some(DiskCache::WriteThrough),
+            "none" => Some(DiskCache::None),
+            "directsync" => Some(DiskCache::DirectSync),
             "unsafe" => Some(DiskCache::Unsafe),
             _ => None,
         }
     }
 }
 
-/// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
+/// How a disk's requests are done on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskAio {
+    /// By io_uring for a file past the host's page cache, if the host lets us; else by the threads of the queues.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// By the threads of the queues, one after the other.
+    #[serde(rename = "threads")]
+    Threads,
+    /// All that are there together by one io_uring submission.
+    #[serde(rename = "io_uring")]
+    IoUring,
+}
+
+impl DiskAio {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "auto" => Some(DiskAio::Auto),
+            "threads" => Some(DiskAio::Threads),
+            "io_uring" => Some(DiskAio::IoUring),
+            _ => None,
+        }
+    }
+}
+
+/// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|none|directsync|unsafe][,aio=auto|threads|io_uring][,discard=on|off]
 /// [,readonly=on|off][,serial=TEXT]
 /// [,queues=N][,packed=on|off][,rerror=report|ignore|stop|enospc][,werror=…][,commit=on|off][,inject=RULE]`, and the limits of [`ThrottleConfig`]; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// File with the content, or the URI of an NBD export.
+    /// File with the content, the URI of an NBD export, or the address of a file on a web server (`http://…`,
+    /// `https://…`), which is for reading only.
     pub path: PathBuf,
     /// How it is stored.
     #[serde(default)]
@@ -105,6 +138,9 @@ pub struct DiskConfig {
     /// When writes reach the host's disk.
     #[serde(default)]
     pub cache: DiskCache,
+    /// How requests are done.
+    #[serde(default)]
+    pub aio: DiskAio,
     /// What the guest discards keeps its space.
     #[serde(default)]
     pub keep_discarded: bool,
@@ -211,7 +247,7 @@ fn split(text: &str) -> Vec<String> {
 }
 
 /// The options that are no limits, for messages.
-const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool, key-file=FILE, backing=DIR, cache=writeback|writethrough|unsafe, \
+const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool, key-file=FILE, backing=DIR, cache=writeback|writethrough|none|directsync|unsafe, aio=auto|threads|io_uring, \
                        discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off, rerror|werror=report|ignore|stop|enospc, commit=on|off, inject=RULE";
 
 fn on_off(name: &'static str, value: &str) -> Result<bool, ConfigError> {
@@ -235,9 +271,12 @@ impl DiskConfig {
             "key-file" => self.key_file = Some(value.into()),
             "backing" => self.backing.push(value.into()),
             "cache" => {
-                let error =
-                    || unknown("that cache is unknown; known: writeback, writethrough, unsafe".to_owned());
-                self.cache = DiskCache::named(value).ok_or_else(error)?;
+                let known = "that cache is unknown; known: writeback, writethrough, none, directsync, unsafe";
+                self.cache = DiskCache::named(value).ok_or_else(|| unknown(known.to_owned()))?;
+            }
+            "aio" => {
+                let known = "that way is unknown; known: auto, threads, io_uring";
+                self.aio = DiskAio::named(value).ok_or_else(|| unknown(known.to_owned()))?;
             }
             "discard" => {
                 self.keep_discarded = match value {
@@ -270,6 +309,8 @@ impl FromStr for DiskConfig {
         let fail = |reason: String| ConfigError::value(OPTION, text, reason);
         let mut parts = split(text).into_iter();
         let mut disk = DiskConfig { path: parts.next().unwrap_or_default().into(), ..DiskConfig::default() };
+        // A raw disk, and one that nobody means to write to.
+        disk.readonly = disk.path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("iso"));
         for part in parts {
             let known = match part.split_once('=') {
                 Some((name, value)) => disk.set(name, value)?,
@@ -304,8 +345,14 @@ mod tests {
             (DiskFormat::Qcow2, DiskCache::Unsafe, true)
         );
         assert_eq!(disk.backing, ["/a", "b"].map(PathBuf::from));
-        let disk: DiskConfig = "a,queues=4,packed=on".parse().unwrap();
+        let readonly = |text: &str| text.parse::<DiskConfig>().unwrap().readonly;
+        assert_eq!(
+            ["a.iso", "a.ISO,format=raw", "a.iso,readonly=off", "iso"].map(readonly),
+            [true, true, false, false]
+        );
+        let disk: DiskConfig = "a,queues=4,packed=on,cache=none,aio=io_uring".parse().unwrap();
         assert_eq!((disk.queues, disk.packed), (Some(4), true));
+        assert_eq!((disk.cache, disk.aio), (DiskCache::None, DiskAio::IoUring));
     }
 
     #[test]
@@ -314,7 +361,8 @@ mod tests {
             ("", "path"),
             ("a,format=qcow3", "raw, qcow2"),
             ("a,readonly=yes", "on or off"),
-            ("a,cache=none", "known: writeback"),
+            ("a,cache=all", "known: writeback, writethrough, none, directsync, unsafe"),
+            ("a,aio=native", "auto, threads, io_uring"),
             ("a,discard=2", "on or off"),
             ("a,speed=2", "known: format"),
             ("a,queues=0", "1 to 16"),

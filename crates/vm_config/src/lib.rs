@@ -25,7 +25,7 @@ mod serial;
 mod size;
 mod throttle;
 
-pub use disk::{DiskCache, DiskConfig, DiskErrorAction, DiskFormat, MAX_DISK_QUEUES};
+pub use disk::{DiskAio, DiskCache, DiskConfig, DiskErrorAction, DiskFormat, MAX_DISK_QUEUES};
 pub use error::ConfigError;
 pub use machine::{
     DEFAULT_DEBUG_EXIT_PORT, EngineChoice, EntryChoice, MAX_CPUS, MAX_MEMORY, MAX_TRANSLATION_CACHE,

@@ -93,6 +93,9 @@ pub enum VmmError {
     /// A disk on an NBD server is not usable.
     #[error("The machine cannot have its disks")]
     Export(#[from] nbd::NbdError),
+    /// A disk's web server is not usable.
+    #[error("The machine cannot have its disks")]
+    Web(#[from] http_disk::HttpError),
     /// No engine, or not this CPU model.
     #[error("The machine cannot have its processors")]
     Engine(#[from] engine::EngineError),
@@ -159,6 +162,7 @@ impl VmmError {
             VmmError::Config(_)
             | VmmError::Disk(_)
             | VmmError::Export(_)
+            | VmmError::Web(_)
             | VmmError::TwoRoles { .. }
             | VmmError::Listen { .. }
             | VmmError::SocketTaken { .. }

@@ -1,4 +1,5 @@
-//! `cargo xtask bench disk`: conversion beside `qemu-img`, random requests over NBD beside `qemu-nbd`.
+//! `cargo xtask bench disk`: conversion and requests past the page cache beside `qemu-img`, random requests over NBD
+//! beside `qemu-nbd`.
 //!
 //! Both programs take the same options and files, in turns, with the same content in the host's page cache. `-t unsafe`
 //! keeps the host's disk out of the conversions: what is compared is the programs. Every figure is the best of the turns;
@@ -19,6 +20,8 @@ use crate::{command, workspace};
 const BOUND: f64 = 1.0;
 /// Seconds of requests before those that count.
 const RAMP: u64 = 1;
+/// Requests of a turn past the page cache.
+const DIRECT_REQUESTS: &str = "10000";
 /// Size of the disk behind the servers.
 const SERVED: &str = "1G";
 
@@ -64,8 +67,8 @@ pub fn run(options: &DiskOptions) -> Result<()> {
     };
     std::fs::create_dir_all(&folder)?;
     let mut bench = Bench { options, vireo, folder, below: Vec::new() };
-    let measured = bench.conversions().and_then(|()| bench.requests());
-    for name in ["mixed.raw", "mixed.qcow2", "out", "served.qcow2", "nbd.sock"] {
+    let measured = bench.conversions().and_then(|()| bench.requests()).and_then(|()| bench.direct());
+    for name in ["direct.raw", "mixed.raw", "mixed.qcow2", "out", "served.qcow2", "nbd.sock"] {
         let _ = std::fs::remove_file(bench.folder.join(name));
     }
     measured?;
@@ -173,6 +176,42 @@ impl Bench<'_> {
                 "disk: {row:<34} processor time of a request: {:.1} and {:.1} us",
                 ours.cost, theirs.cost
             );
+        }
+        Ok(())
+    }
+
+    /// Requests past the page cache: `vireo image bench` with io_uring and one by one, beside `qemu-img bench`.
+    fn direct(&mut self) -> Result<()> {
+        let image = self.folder.join("direct.raw");
+        let mut made = false;
+        for (kind, depth) in [("read", "1"), ("write", "1"), ("read", "32"), ("write", "32")] {
+            let row = format!("cache=none {kind} 4k, depth {depth}");
+            if !self.wants(&row) {
+                continue;
+            }
+            if !made {
+                mixed_content(&image, self.options.size.min(1024))?;
+                made = true;
+            }
+            let bench = |program: &Path, aio: &str| -> Result<f64> {
+                let mut command = Command::new(program);
+                if program == self.vireo {
+                    command.arg("image");
+                }
+                command.args(["bench", "-q", "-f", "raw", "-t", "none", "-i", aio, "-d", depth, "-S", "68k"]);
+                // Each 4 KiB of another place, so that the host's disk cannot put neighbours together.
+                command.args(["-c", DIRECT_REQUESTS]).args((kind == "write").then_some("-w")).arg(&image);
+                let [took, _] = time(&mut command)?;
+                Ok(DIRECT_REQUESTS.parse::<f64>()? / took.as_secs_f64())
+            };
+            let (mut ours, mut single, mut theirs) = (0.0_f64, 0.0_f64, 0.0_f64);
+            for _ in 0..self.options.turns {
+                theirs = theirs.max(bench(Path::new("qemu-img"), "io_uring")?);
+                ours = ours.max(bench(&self.vireo, "io_uring")?);
+                single = single.max(bench(&self.vireo, "threads")?);
+            }
+            self.note(&row, "IOPS", ours, theirs);
+            println!("disk: {row:<34} without io_uring vireo {single:.0} IOPS, {:.2} of it", single / ours);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What a disk did so far.
 
+use crate::transfer::Transfer;
 use serde::{Deserialize, Serialize};
 use std::io::Result;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,12 +44,16 @@ impl Kind {
         let start = Instant::now();
         let result = work();
         let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.note(bytes, nanoseconds, result.is_ok());
+        result
+    }
+
+    fn note(&self, bytes: u64, nanoseconds: u64, succeeded: bool) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
-        if result.is_ok() {
+        if succeeded {
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        result
     }
 
     fn get(&self) -> (u64, u64, u64) {
@@ -72,6 +77,20 @@ impl Counters {
 
     pub fn write(&self, bytes: u64, work: impl FnOnce() -> Result<()>) -> Result<()> {
         self.writes.count(bytes, work)
+    }
+
+    /// Several transfers that `work` does: each counts with its part of the time.
+    pub fn batch(&self, batch: &mut [&mut Transfer<'_>], work: impl FnOnce(&mut [&mut Transfer<'_>])) {
+        // What is read into says less of itself afterwards.
+        let bytes: Vec<u64> = batch.iter().map(|transfer| transfer.bytes()).collect();
+        let start = Instant::now();
+        work(batch);
+        let each = start.elapsed().as_nanos() / (batch.len() as u128).max(1);
+        let each = u64::try_from(each).unwrap_or(u64::MAX);
+        for (transfer, bytes) in batch.iter().zip(bytes) {
+            let kind = if transfer.is_write() { &self.writes } else { &self.reads };
+            kind.note(bytes, each, transfer.result.is_ok());
+        }
     }
 
     pub fn flush(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -22,6 +22,7 @@ use crate::buffers::len;
 use crate::error::BlockError;
 use crate::flights::Flights;
 use crate::image::{DiskImage, ImageResult};
+use crate::transfer::Transfer;
 use counters::Counters;
 use parking_lot::{RwLock, RwLockReadGuard};
 use std::io::{IoSlice, IoSliceMut, Result};
@@ -182,6 +183,18 @@ impl BlockBackend for LiveDisk {
         let bytes = len(buffers);
         let range = offset..offset.saturating_add(bytes);
         self.counters.write(bytes, || self.change(range, |disk| disk.write_at(offset, buffers)))
+    }
+    fn batches(&self) -> bool {
+        self.request().layer.disk.batches()
+    }
+    fn transfer(&self, batch: &mut [&mut Transfer<'_>]) {
+        let top = self.request();
+        if top.watcher.is_none() {
+            return self.counters.batch(batch, |batch| top.layer.disk.transfer(batch));
+        }
+        drop(top);
+        // A job wants to know of every change by itself.
+        batch.iter_mut().for_each(|transfer| transfer.run(self));
     }
     fn flush(&self) -> Result<()> {
         self.counters.flush(|| self.request().layer.disk.flush())

@@ -9,7 +9,7 @@ use super::{Pool, wrong};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
 use crate::image::{CheckReport, DiskImage, ImageInfo, ImageResult, Repair, SnapshotInfo, Snapshots};
-use crate::options::{CreateOptions, OpenOptions, parse_size};
+use crate::options::{Aio, CreateOptions, OpenOptions, parse_size};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,6 +44,10 @@ fn parts(path: &Path) -> ImageResult<(&Path, &str)> {
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> ImageResult<Arc<dyn DiskImage>> {
     let (file, name) = parts(path)?;
     let read_only = options.read_only;
+    if options.cache.bypasses_host() || options.aio == Aio::IoUring {
+        let problem = "members of a pool are shared by its volumes and go through the host's page cache, without io_uring";
+        return Err(BlockError::option("cache", problem));
+    }
     let pool = PoolFile::open(file, OpenPool { read_only, degraded: false })?;
     let failed = |source| BlockError::io(path, "opening the volume", source);
     let mut volume = pool.volume(name, read_only).map_err(failed)?;

@@ -7,6 +7,7 @@ use crate::buffers::len;
 use crate::error::BlockError;
 use crate::image::{Bitmaps, CheckReport, DiskImage, ImageInfo, ImageResult, Repair, Snapshots};
 use crate::raw::actual_size;
+use crate::transfer::Transfer;
 use serde_json::{Map, Value, json};
 use std::io::{IoSlice, IoSliceMut, Result};
 use std::sync::Arc;
@@ -31,6 +32,16 @@ impl BlockBackend for Qcow2 {
 
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         self.change(offset, len(buffers), || self.write(offset, buffers))
+    }
+
+    fn batches(&self) -> bool {
+        self.data.batches()
+    }
+
+    fn transfer(&self, batch: &mut [&mut Transfer<'_>]) {
+        for transfer in self.transfer_in_place(batch) {
+            transfer.run(self);
+        }
     }
 
     fn flush(&self) -> Result<()> {

@@ -2,9 +2,11 @@
 
 use super::Qcow2;
 use super::map::Run;
-use crate::backend::Extent;
+use crate::backend::{BlockBackend, Extent};
 use crate::buffers::{len, part_mut};
+use crate::transfer::Transfer;
 use std::io::{Error, ErrorKind, IoSliceMut, Result};
+use std::sync::atomic::Ordering;
 
 impl Qcow2 {
     /// Reads a range of the disk.
@@ -43,6 +45,46 @@ impl Qcow2 {
                 self.data.read_at(host, buffers)
             }
             Run::Compressed { entry } => self.read_compressed(at, entry, buffers),
+        }
+    }
+
+    /// Does the transfers whose data lie in one piece of the file, all together; returns the others.
+    pub(super) fn transfer_in_place<'b, 'a>(
+        &self,
+        batch: &'b mut [&mut Transfer<'a>],
+    ) -> Vec<&'b mut Transfer<'a>> {
+        let _gate = self.gate.read();
+        let (mut here, mut others) = (Vec::new(), Vec::new());
+        for transfer in batch {
+            match self.place(transfer) {
+                Some(host) => here.push((host, &mut **transfer)),
+                None => others.push(&mut **transfer),
+            }
+        }
+        let mut below: Vec<Transfer<'_>> =
+            here.iter_mut().map(|(host, transfer)| transfer.moved(*host)).collect();
+        self.data.transfer(&mut below.iter_mut().collect::<Vec<_>>());
+        let results: Vec<Result<()>> = below.into_iter().map(|transfer| transfer.result).collect();
+        for ((_, transfer), result) in here.into_iter().zip(results) {
+            transfer.result = result;
+        }
+        others
+    }
+
+    /// Where in the file all of a transfer takes place, if it changes nothing but data.
+    fn place(&self, transfer: &Transfer<'_>) -> Option<u64> {
+        let (offset, len) = (transfer.offset, transfer.bytes());
+        let refused = self.locked
+            || self.broken.load(Ordering::Acquire)
+            || transfer.is_write() && (self.read_only || self.recording.load(Ordering::Acquire));
+        if refused || len == 0 || self.check_range(offset, len).is_err() {
+            return None;
+        }
+        match self.run(offset, len) {
+            Ok((Run::Data { host, owned }, bytes)) if bytes == len && (owned || !transfer.is_write()) => {
+                self.check_host(offset, host).ok().map(|()| host)
+            }
+            _ => None,
         }
     }
 

@@ -8,6 +8,7 @@ use crate::format::Driver;
 use crate::image::{CheckReport, DiskImage, ImageInfo, ImageResult, Repair};
 use crate::options::{CreateOptions, OpenOptions, Preallocation};
 use crate::qcow2::Measure;
+use crate::transfer::Transfer;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -91,6 +92,16 @@ impl BlockBackend for RawImage {
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         self.check_range(offset, len(buffers))?;
         self.file.write_at(offset, buffers)
+    }
+    fn batches(&self) -> bool {
+        self.file.batches()
+    }
+    fn transfer(&self, batch: &mut [&mut Transfer<'_>]) {
+        let inside = |transfer: &Transfer<'_>| self.check_range(transfer.offset, transfer.bytes()).is_ok();
+        let (mut below, mut wrong): (Vec<_>, Vec<_>) =
+            batch.iter_mut().map(|transfer| &mut **transfer).partition(|transfer| inside(transfer));
+        self.file.transfer(&mut below);
+        wrong.iter_mut().for_each(|transfer| transfer.run(self));
     }
     fn flush(&self) -> Result<()> {
         self.file.flush()

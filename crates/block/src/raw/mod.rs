@@ -1,22 +1,27 @@
 //! Raw files and block devices.
 #![expect(unsafe_code, reason = "vectored positional I/O and fallocate are system calls")]
 
+mod direct;
 mod image;
+mod rings;
 #[cfg(test)]
 mod tests;
 
+use direct::Direct;
 pub use image::RawImage;
 pub(crate) use image::{RawFormat, actual_size};
+use rings::Rings;
 
 use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 use crate::buffers::len;
 use crate::error::BlockError;
 use crate::lock;
-use crate::options::{CacheMode, OpenOptions, Preallocation};
+use crate::options::{Aio, CacheMode, OpenOptions, Preallocation};
+use crate::transfer::{Buffers, Transfer};
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -32,6 +37,9 @@ pub struct RawFile {
     growable: bool,
     keep_discarded: bool,
     cache: CacheMode,
+    /// The same file without the page cache, for modes that bypass it.
+    direct: Option<Direct>,
+    rings: Option<Rings>,
     /// The disk on its file system takes no space for zeros.
     regular: bool,
     /// A flush failed: no later one can promise anything.
@@ -84,6 +92,8 @@ impl RawFile {
         let failed = |source| BlockError::Open { path: path.to_owned(), hint: " for a new image", source };
         let file =
             File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        // What is written to make an image is little, and flushed at its end.
+        let cache = if cache.bypasses_host() { CacheMode::WriteBack } else { cache };
         let storage = Self::adopt(file, path, &OpenOptions { cache, ..OpenOptions::default() })?;
         if storage.regular {
             // Only now that it is locked.
@@ -106,6 +116,8 @@ impl RawFile {
             return Err(BlockError::InUse { path: own });
         }
         let regular = kind.is_file();
+        let direct = options.cache.bypasses_host().then(|| Direct::open(path, &file, options.read_only));
+        let direct = direct.transpose()?;
         Ok(RawFile {
             file,
             size: AtomicU64::new(size),
@@ -113,6 +125,8 @@ impl RawFile {
             growable: regular,
             keep_discarded: options.keep_discarded,
             cache: options.cache,
+            direct,
+            rings: rings(options, path)?,
             regular,
             flush_failed: AtomicBool::new(false),
         })
@@ -164,9 +178,42 @@ impl RawFile {
     }
 
     fn fallocate(&self, mode: i32, offset: u64, len: u64) -> Result<()> {
-        // SAFETY: numbers only; the range was checked against the size.
-        let done = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, len as i64) };
-        if done == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+        let change = || {
+            // SAFETY: numbers only; the range was checked against the size.
+            let done = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, len as i64) };
+            if done == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+        };
+        match &self.direct {
+            Some(direct) => direct.change(offset..offset.saturating_add(len), change),
+            None => change(),
+        }
+    }
+
+    /// Writes without looking at the size.
+    fn put(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+        match &self.direct {
+            Some(direct) => direct.write(offset, buffers, &self.file, self.size()),
+            None => write_all(&self.file, offset, buffers),
+        }
+    }
+}
+
+/// Why the host gives no io_uring; `None` where it does.
+pub fn io_uring_refusal() -> Option<Error> {
+    Rings::new().err()
+}
+
+fn rings(options: &OpenOptions, path: &Path) -> std::result::Result<Option<Rings>, BlockError> {
+    match options.aio {
+        Aio::Auto if options.cache.bypasses_host() => Ok(Rings::new().ok()),
+        Aio::Auto | Aio::Threads => Ok(None),
+        Aio::IoUring => match Rings::new() {
+            Ok(rings) => Ok(Some(rings)),
+            Err(source) => {
+                let hint = " with io_uring, which this host refuses: use aio=threads";
+                Err(BlockError::Open { path: path.to_owned(), hint, source })
+            }
+        },
     }
 }
 
@@ -224,56 +271,57 @@ impl BlockBackend for RawFile {
         Ok(Extent::data(offset, hole.max(offset + 1) - offset, Some(offset)))
     }
 
-    fn read_at(&self, mut offset: u64, mut buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let len = len(buffers);
-        self.check(offset, len)?;
-        IoSliceMut::advance_slices(&mut buffers, 0);
-        while !buffers.is_empty() {
-            let count = buffers.len().min(VECTORS_MAX) as i32;
-            // SAFETY: IoSliceMut has the layout of iovec; the kernel writes only into these buffers.
-            let done =
-                unsafe { libc::preadv(self.file.as_raw_fd(), buffers.as_ptr().cast(), count, offset as i64) };
-            match done {
-                // The end: in a file below a format, zeros follow.
-                0 if self.growable => {
-                    buffers.iter_mut().for_each(|buffer| buffer.fill(0));
-                    return Ok(());
-                }
-                0 => return Err(ErrorKind::UnexpectedEof.into()),
-                1.. => {
-                    offset += done as u64;
-                    IoSliceMut::advance_slices(&mut buffers, done as usize);
-                }
-                _ => retry_if_interrupted()?,
-            }
+    fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        self.check(offset, len(buffers))?;
+        let left = match &self.direct {
+            Some(direct) => direct.read(offset, buffers)?,
+            None => read_up_to(&self.file, offset, buffers)?,
+        };
+        if left.is_empty() {
+            return Ok(());
+        }
+        if !self.growable {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        // The end: in a file below a format, zeros follow.
+        left.into_iter().for_each(|buffer| buffer.fill(0));
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+        let total = len(buffers);
+        self.check_write(offset, total)?;
+        self.put(offset, buffers)?;
+        if self.growable {
+            self.size.fetch_max(offset + total, Ordering::AcqRel);
         }
         Ok(())
     }
 
-    fn write_at(&self, mut offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        self.check_write(offset, len(buffers))?;
-        let mut own = buffers.to_vec();
-        let mut buffers = own.as_mut_slice();
-        IoSlice::advance_slices(&mut buffers, 0);
-        while !buffers.is_empty() {
-            let count = buffers.len().min(VECTORS_MAX) as i32;
-            // SAFETY: IoSlice has the layout of iovec; the kernel only reads these buffers.
-            let done = unsafe {
-                libc::pwritev(self.file.as_raw_fd(), buffers.as_ptr().cast(), count, offset as i64)
-            };
-            match done {
-                0 => return Err(ErrorKind::WriteZero.into()),
-                1.. => {
-                    offset += done as u64;
-                    IoSlice::advance_slices(&mut buffers, done as usize);
+    fn batches(&self) -> bool {
+        self.rings.is_some()
+    }
+
+    fn transfer(&self, batch: &mut [&mut Transfer<'_>]) {
+        let Some(rings) = &self.rings else {
+            return batch.iter_mut().for_each(|transfer| transfer.run(self));
+        };
+        let file = self.direct.as_ref().map_or(&self.file, Direct::file);
+        let (mut together, mut alone): (Vec<_>, Vec<_>) =
+            batch.iter_mut().partition(|transfer| self.goes_along(transfer));
+        if together.len() == 1 {
+            // A system call of its own is the shorter way.
+            alone.append(&mut together);
+        }
+        for part in together.chunks_mut(rings::DEPTH) {
+            let mut part: Vec<&mut Transfer<'_>> = part.iter_mut().map(|transfer| &mut ***transfer).collect();
+            for left in rings.run(file, &mut part) {
+                if let Some(transfer) = part.get_mut(left) {
+                    transfer.run(self);
                 }
-                _ => retry_if_interrupted()?,
             }
         }
-        if self.growable {
-            self.size.fetch_max(offset, Ordering::AcqRel);
-        }
-        Ok(())
+        alone.iter_mut().for_each(|transfer| transfer.run(self));
     }
 
     fn flush(&self) -> Result<()> {
@@ -336,17 +384,87 @@ impl BlockBackend for RawFile {
 }
 
 impl RawFile {
+    /// Whether the kernel can do a transfer as it is: inside the file, and aligned where that is wanted.
+    fn goes_along(&self, transfer: &Transfer<'_>) -> bool {
+        let places: Vec<(usize, usize)> = match &transfer.buffers {
+            Buffers::Read(buffers) => {
+                buffers.iter().map(|buffer| (buffer.as_ptr() as usize, buffer.len())).collect()
+            }
+            Buffers::Write(buffers) => {
+                buffers.iter().map(|buffer| (buffer.as_ptr() as usize, buffer.len())).collect()
+            }
+        };
+        let end = transfer.offset.checked_add(transfer.bytes());
+        (1..=VECTORS_MAX).contains(&places.len())
+            && end.is_some_and(|end| end > transfer.offset && end <= self.size())
+            && !(self.read_only && transfer.is_write())
+            && self.direct.as_ref().is_none_or(|direct| direct.fits(transfer.offset, places.into_iter()))
+    }
+
     fn write_zero_bytes(&self, offset: u64, len: u64) -> Result<()> {
         const CHUNK: u64 = 1 << 20;
         let zeros = vec![0; len.min(CHUNK) as usize];
         let mut at = offset;
         while at < offset + len {
             let part = (offset + len - at).min(CHUNK);
-            self.file.write_all_at(&zeros[..part as usize], at)?;
+            self.put(at, &[IoSlice::new(&zeros[..part as usize])])?;
             at += part;
         }
         Ok(())
     }
+}
+
+/// Reads until the buffers are full or the file ends; returns what was not filled.
+fn read_up_to<'b>(
+    file: &File,
+    offset: u64,
+    mut buffers: &'b mut [IoSliceMut<'_>],
+) -> Result<Vec<&'b mut [u8]>> {
+    let mut at = offset;
+    IoSliceMut::advance_slices(&mut buffers, 0);
+    while !buffers.is_empty() {
+        match read_some(file, at, buffers)? {
+            0 => break,
+            done => {
+                at += done;
+                IoSliceMut::advance_slices(&mut buffers, done as usize);
+            }
+        }
+    }
+    Ok(buffers.iter_mut().map(|buffer| &mut **buffer).collect())
+}
+
+/// What one system call reads.
+fn read_some(file: &File, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<u64> {
+    let count = buffers.len().min(VECTORS_MAX) as i32;
+    loop {
+        // SAFETY: IoSliceMut has the layout of iovec; the kernel writes only into these buffers.
+        let done = unsafe { libc::preadv(file.as_raw_fd(), buffers.as_ptr().cast(), count, offset as i64) };
+        match u64::try_from(done) {
+            Ok(done) => return Ok(done),
+            Err(_) => retry_if_interrupted()?,
+        }
+    }
+}
+
+fn write_all(file: &File, mut offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+    let mut own = buffers.to_vec();
+    let mut buffers = own.as_mut_slice();
+    IoSlice::advance_slices(&mut buffers, 0);
+    while !buffers.is_empty() {
+        let count = buffers.len().min(VECTORS_MAX) as i32;
+        // SAFETY: IoSlice has the layout of iovec; the kernel only reads these buffers.
+        let done = unsafe { libc::pwritev(file.as_raw_fd(), buffers.as_ptr().cast(), count, offset as i64) };
+        match done {
+            0 => return Err(ErrorKind::WriteZero.into()),
+            1.. => {
+                offset += done as u64;
+                IoSlice::advance_slices(&mut buffers, done as usize);
+            }
+            _ => retry_if_interrupted()?,
+        }
+    }
+    Ok(())
 }
 
 fn retry_if_interrupted() -> Result<()> {

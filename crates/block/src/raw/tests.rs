@@ -62,3 +62,62 @@ fn qemu_img_respects_our_lock() {
     assert!(!during.status.success());
     assert!(String::from_utf8_lossy(&during.stderr).contains("lock"));
 }
+
+/// Every way of opening a file, and what it needs of the host.
+fn ways() -> Vec<OpenOptions> {
+    let caches = [CacheMode::WriteBack, CacheMode::None];
+    let all = caches.into_iter().flat_map(|cache| [Aio::Threads, Aio::IoUring].map(|aio| (cache, aio)));
+    all.map(|(cache, aio)| OpenOptions { cache, aio, ..OpenOptions::default() }).collect()
+}
+
+/// A batch with transfers inside, across and beyond the end, with any alignment, reads what single reads do.
+#[test]
+fn a_batch_does_what_single_transfers_do() {
+    for options in ways() {
+        let file = image(1 << 20);
+        let reference =
+            RawFile::open_disk(file.path(), &OpenOptions { ignore_locks: true, ..OpenOptions::default() });
+        let reference = reference.unwrap();
+        let disk =
+            match RawFile::open_disk(file.path(), &OpenOptions { ignore_locks: true, ..options.clone() }) {
+                Ok(disk) => disk,
+                Err(error) => {
+                    eprintln!("skipped {:?} {:?}: {error}", options.cache, options.aio);
+                    continue;
+                }
+            };
+        assert_eq!(disk.batches(), options.aio == Aio::IoUring);
+        let bytes: Vec<Vec<u8>> =
+            (0..200_u8).map(|number| vec![number; 512 * (1 + number as usize % 9)]).collect();
+        let place = |number: usize| 5200 * number as u64 + [0, 120, 512][number % 3];
+        let mut writes: Vec<Transfer<'_>> = (0..200)
+            .map(|number| Transfer::new(place(number), Buffers::Write(vec![IoSlice::new(&bytes[number])])))
+            .collect();
+        writes.push(Transfer::new((1 << 20) - 100, Buffers::Write(vec![IoSlice::new(&bytes[1])])));
+        disk.transfer(&mut writes.iter_mut().collect::<Vec<_>>());
+        assert!(writes.pop().unwrap().result.is_err(), "beyond the end");
+        for (number, write) in writes.iter().enumerate() {
+            assert!(write.result.is_ok(), "{number}: {:?}", write.result);
+            let mut found = vec![0; bytes[number].len()];
+            reference.read_bytes(place(number), &mut found).unwrap();
+            assert!(found == bytes[number], "write {number}");
+        }
+        let mut found = vec![[0; 4096]; 200];
+        let mut reads: Vec<Transfer<'_>> = found
+            .iter_mut()
+            .enumerate()
+            .map(|(number, buffer)| {
+                let (one, two) = buffer.split_at_mut(512 * (number % 8));
+                let buffers = vec![IoSliceMut::new(one), IoSliceMut::new(two)];
+                Transfer::new(512 * number as u64, Buffers::Read(buffers))
+            })
+            .collect();
+        disk.transfer(&mut reads.iter_mut().collect::<Vec<_>>());
+        assert!(reads.iter().all(|read| read.result.is_ok()));
+        for (number, buffer) in found.iter().enumerate() {
+            let mut single = [0; 4096];
+            reference.read_bytes(512 * number as u64, &mut single).unwrap();
+            assert!(*buffer == single, "read {number}");
+        }
+    }
+}

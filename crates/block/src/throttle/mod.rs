@@ -13,6 +13,7 @@ pub use bucket::{Limits, Rate};
 
 use crate::backend::{BlockBackend, Capabilities, Extent};
 use crate::buffers::len;
+use crate::transfer::Transfer;
 use bucket::picoseconds;
 use parking_lot::{Condvar, Mutex};
 use scheduler::{Direction, Member, Scheduler, Ticket};
@@ -155,6 +156,16 @@ impl BlockBackend for Throttled {
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         self.wait(Direction::Write, len(buffers));
         self.inner.write_at(offset, buffers)
+    }
+    fn batches(&self) -> bool {
+        self.inner.batches()
+    }
+    fn transfer(&self, batch: &mut [&mut Transfer<'_>]) {
+        if !self.group.unlimited.load(Ordering::Acquire) {
+            // Each goes when its own turn comes.
+            return batch.iter_mut().for_each(|transfer| transfer.run(self));
+        }
+        self.inner.transfer(batch);
     }
     fn flush(&self) -> Result<()> {
         self.inner.flush()

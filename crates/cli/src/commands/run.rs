@@ -89,7 +89,7 @@ pub struct RunArgs {
     /// Write names of translated code for Linux perf to /tmp/perf-PID.map
     #[arg(long)]
     perf_map: bool,
-    /// Disk: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|unsafe][,discard=on|off]
+    /// Disk: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|none|directsync|unsafe][,aio=auto|threads|io_uring][,discard=on|off]
     /// [,readonly=on][,serial=TEXT][,queues=N][,packed=on][,iops|iops-rd|iops-wr=N[/BURST]]
     /// [,rerror=report|ignore|stop|enospc][,werror=…][,commit=on][,inject=RULE][,bps|bps-rd|bps-wr=SIZE[/BURST]][,burst=SECONDS][,group=NAME]`; may be repeated. PATH may be an NBD URI. Limits are a second's average and
     /// the rate of a burst, which lasts `burst` seconds; the disks of a group share them

@@ -4,8 +4,9 @@
 use super::bits::{ID_LEN, RANGE_SECTORS_MAX, RANGES_MAX, feature, request, status};
 use super::link::{DiskLink, ErrorAction};
 use crate::queue::{Buffer, Chain, QueueError};
-use block::{BlockBackend, SECTOR_SIZE};
+use block::{BlockBackend, Buffers, SECTOR_SIZE, Transfer};
 use guest_memory::GuestMemory;
+use std::collections::VecDeque;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result as IoResult};
 
 const HEADER_LEN: usize = 16;
@@ -30,7 +31,7 @@ struct Range {
 }
 
 /// Why a request has no success.
-enum Fault {
+pub(super) enum Fault {
     /// It is wrong in itself.
     Guest(Error),
     /// The host failed.
@@ -70,19 +71,77 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(part.unwrap_or_default())
 }
 
+fn sector(header: &[u8]) -> u64 {
+    u64::from(word(header, 8)) | u64::from(word(header, 12)) << 32
+}
+
+/// What came of a request's data: how many bytes were written to the start of its writable part.
+pub(super) type Done = Result<u64, Fault>;
+
 impl Disk<'_> {
-    /// Executes a request and writes its status. Returns how many bytes were written from the start of the writable
+    /// Does the reads and writes at the front of these requests at once, if they are at least two; says for each what
+    /// came of it, which is for [`Disk::execute`].
+    pub fn execute_together(&self, chains: Vec<Chain>) -> VecDeque<(Chain, Done)> {
+        let mut staged = Vec::new();
+        for chain in chains {
+            let mut own = chain.clone();
+            match self.stage(&mut own) {
+                Some(transfer) => staged.push((chain, own, transfer)),
+                None => break,
+            }
+        }
+        if staged.len() < 2 {
+            return VecDeque::new();
+        }
+        let mut batch: Vec<&mut Transfer<'_>> = staged.iter_mut().map(|(_, _, transfer)| transfer).collect();
+        self.backend.transfer(&mut batch);
+        let finish = |(chain, own, transfer): (Chain, Chain, Transfer<'_>)| {
+            let done = if transfer.is_write() {
+                transfer.result.map_err(Fault::write).and_then(|()| self.write_through()).map(|()| 0)
+            } else {
+                self.note_written(own.writable());
+                transfer.result.map(|()| own.writable_len()).map_err(Fault::read)
+            };
+            (chain, done)
+        };
+        staged.into_iter().map(finish).collect()
+    }
+
+    /// A read or write as a transfer; `None` for everything else, and for what is wrong in itself.
+    fn stage(&self, chain: &mut Chain) -> Option<Transfer<'static>> {
+        chain.take_last_writable()?;
+        let mut header = [0; HEADER_LEN];
+        if chain.read(self.memory, &mut header).ok()? != HEADER_LEN {
+            return None;
+        }
+        let sector = sector(&header);
+        match word(&header, 0) {
+            request::READ => {
+                let range = self.range(sector, chain.writable_len()).ok()?;
+                Some(Transfer::new(range.offset, Buffers::Read(self.filled(chain.writable()).ok()?)))
+            }
+            request::WRITE => {
+                self.refuse_if_read_only().ok()?;
+                let len = chain.readable().iter().map(|buffer| u64::from(buffer.len)).sum();
+                let range = self.range(sector, len).ok()?;
+                Some(Transfer::new(range.offset, Buffers::Write(self.taken(chain.readable()).ok()?)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Executes a request and writes its status; with `done`, only the status. Returns how many bytes were written from the start of the writable
     /// part on: all with the status behind them, or as many as are sure (virtio 2.7.8.2). `None`: the host failed, and
     /// the request is to be done again.
     ///
     /// # Errors
     /// When not even the status can be written.
-    pub fn execute(&self, mut chain: Chain) -> Result<Option<u32>, QueueError> {
+    pub fn execute(&self, mut chain: Chain, done: Option<Done>) -> Result<Option<u32>, QueueError> {
         // A request without room for its status cannot be answered; it is given back as it is.
         let Some(status_address) = chain.take_last_writable() else { return Ok(Some(0)) };
         self.memory.host_range(status_address, 1)?;
         let data_len = chain.writable_len();
-        let (code, written) = match self.perform(&mut chain) {
+        let (code, written) = match done.unwrap_or_else(|| self.perform(&mut chain)) {
             Ok(written) => (status::OK, written),
             Err(Fault::Guest(error)) if error.kind() == ErrorKind::Unsupported => (status::UNSUPPORTED, 0),
             Err(Fault::Guest(error)) => {
@@ -110,7 +169,7 @@ impl Disk<'_> {
         if read != HEADER_LEN {
             return Err(bad("header cut off").into());
         }
-        let sector = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
+        let sector = sector(&header);
         match word(&header, 0) {
             request::READ => self.read(sector, chain.writable()),
             request::WRITE => self.write(sector, chain.readable()),
@@ -151,34 +210,47 @@ impl Disk<'_> {
         Ok((pointer.map_err(|_| bad("buffer outside of RAM"))?, buffer.len as usize))
     }
 
-    fn read(&self, sector: u64, buffers: &[Buffer]) -> Result<u64, Fault> {
-        let len = buffers.iter().map(|buffer| u64::from(buffer.len)).sum();
-        let range = self.range(sector, len)?;
+    /// Guest RAM that the backend fills.
+    fn filled(&self, buffers: &[Buffer]) -> IoResult<Vec<IoSliceMut<'static>>> {
         let slice = |buffer| {
             let (pointer, len) = self.host(buffer)?;
-            // SAFETY: the range is guest RAM and stays mapped. The guest and, if the driver named memory twice, another
-            // slice may change it meanwhile, as with any DMA; backends only fill it and do not look at it.
+            // SAFETY: the range is guest RAM, which stays mapped for as long as requests are served. The guest and, if
+            // the driver named memory twice, another slice may change it meanwhile, as with any DMA; backends only fill
+            // it and do not look at it.
             Ok(IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(pointer, len) }))
         };
-        let mut slices = buffers.iter().map(slice).collect::<IoResult<Vec<_>>>()?;
-        let result = self.backend.read_at(range.offset, &mut slices);
-        // After a failure too: some of it may have been written.
+        buffers.iter().map(slice).collect()
+    }
+
+    /// Guest RAM that the backend takes.
+    fn taken(&self, buffers: &[Buffer]) -> IoResult<Vec<IoSlice<'static>>> {
+        let slice = |buffer| {
+            let (pointer, len) = self.host(buffer)?;
+            // SAFETY: as in `filled`; backends copy from it once and believe nothing it says.
+            Ok(IoSlice::new(unsafe { std::slice::from_raw_parts(pointer, len) }))
+        };
+        buffers.iter().map(slice).collect()
+    }
+
+    /// After a failure too: some of it may have been written.
+    fn note_written(&self, buffers: &[Buffer]) {
         for buffer in buffers {
             self.memory.note_write(buffer.address, buffer.len.into());
         }
+    }
+
+    fn read(&self, sector: u64, buffers: &[Buffer]) -> Result<u64, Fault> {
+        let len = buffers.iter().map(|buffer| u64::from(buffer.len)).sum();
+        let range = self.range(sector, len)?;
+        let result = self.backend.read_at(range.offset, &mut self.filled(buffers)?);
+        self.note_written(buffers);
         result.map(|()| len).map_err(Fault::read)
     }
 
     fn write(&self, sector: u64, buffers: &[Buffer]) -> Result<u64, Fault> {
         self.refuse_if_read_only()?;
         let range = self.range(sector, buffers.iter().map(|buffer| u64::from(buffer.len)).sum())?;
-        let slice = |buffer| {
-            let (pointer, len) = self.host(buffer)?;
-            // SAFETY: as in `read`; backends copy from it once and believe nothing it says.
-            Ok(IoSlice::new(unsafe { std::slice::from_raw_parts(pointer, len) }))
-        };
-        let slices = buffers.iter().map(slice).collect::<IoResult<Vec<_>>>()?;
-        self.backend.write_at(range.offset, &slices).map_err(Fault::write)?;
+        self.backend.write_at(range.offset, &self.taken(buffers)?).map_err(Fault::write)?;
         self.write_through()?;
         Ok(0)
     }

@@ -4,7 +4,7 @@ use crate::VirtioDevice;
 use crate::blk::Block;
 use crate::console::{Console, ConsoleDevice};
 use crate::entropy::Entropy;
-use block::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
+use block::{BlockBackend, Capabilities, Extent, SECTOR_SIZE, Transfer};
 use parking_lot::Mutex;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
 use std::sync::Arc;
@@ -22,6 +22,8 @@ pub struct MemoryDisk {
     pub read_only: bool,
     /// What every call fails with.
     pub failure: Mutex<Option<ErrorKind>>,
+    /// How many transfers each call had, for a disk that does several together.
+    pub batches: Mutex<Option<Vec<usize>>>,
 }
 
 impl MemoryDisk {
@@ -60,6 +62,13 @@ impl BlockBackend for MemoryDisk {
                 rest = tail;
             }
         })
+    }
+    fn batches(&self) -> bool {
+        self.batches.lock().is_some()
+    }
+    fn transfer(&self, batch: &mut [&mut Transfer<'_>]) {
+        self.batches.lock().iter_mut().for_each(|sizes| sizes.push(batch.len()));
+        batch.iter_mut().for_each(|transfer| transfer.run(self));
     }
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         let len = buffers.iter().map(|buffer| buffer.len() as u64).sum();

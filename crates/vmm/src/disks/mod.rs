@@ -10,9 +10,10 @@ pub use running::{DiskReport, RunningDisks};
 use crate::VmmError;
 use crate::driver::Request;
 use block::{
-    BackingPolicy, BlockBackend, BlockError, CacheMode, FaultRule, Faulty, Layer, LiveDisk, OpenOptions,
+    Aio, BackingPolicy, BlockBackend, BlockError, CacheMode, FaultRule, Faulty, Layer, LiveDisk, OpenOptions,
     ThrottleGroup, Throttled,
 };
+use http_disk::HttpDisk;
 use machine::{Disk, DiskLink, ErrorAction};
 use nbd::{Client, Location};
 use operations::{export_layer, raw_layer};
@@ -21,7 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use vm_config::{DiskCache, DiskConfig, DiskErrorAction, DiskFormat, SerialConfig, VmConfig};
+use vm_config::{DiskAio, DiskCache, DiskConfig, DiskErrorAction, DiskFormat, SerialConfig, VmConfig};
 
 /// Opens and locks the disks: for the machine, and for whoever wants something of them while it runs. Errors that stop
 /// the machine become requests.
@@ -103,11 +104,20 @@ fn open_layer(disk: &DiskConfig) -> Result<Layer, VmmError> {
         backing,
         keep_discarded: disk.keep_discarded,
         write_backing: disk.commit,
+        cache: cache_mode(disk),
+        aio: match disk.aio {
+            DiskAio::Auto => Aio::Auto,
+            DiskAio::Threads => Aio::Threads,
+            DiskAio::IoUring => Aio::IoUring,
+        },
         ..OpenOptions::default()
     };
+    if http_disk::is_address(&disk.path) {
+        return http_layer(disk, options);
+    }
     Ok(match (export(&disk.path)?, disk.format) {
         (Some(location), format) => {
-            let client = Arc::new(Client::connect(&location, disk.readonly)?);
+            let client = connect(&location, disk, &options)?;
             match format {
                 DiskFormat::Raw => export_layer(client, &disk.path),
                 format => {
@@ -124,20 +134,53 @@ fn open_layer(disk: &DiskConfig) -> Result<Layer, VmmError> {
     })
 }
 
-/// What is between the guest and the disk, but for the limits.
-fn decorated(disk: &DiskConfig, backend: Arc<dyn BlockBackend>) -> Result<Arc<dyn BlockBackend>, VmmError> {
-    let mode = match disk.cache {
+fn cache_mode(disk: &DiskConfig) -> CacheMode {
+    match disk.cache {
         DiskCache::WriteBack => CacheMode::WriteBack,
         DiskCache::WriteThrough => CacheMode::WriteThrough,
+        DiskCache::None => CacheMode::None,
+        DiskCache::DirectSync => CacheMode::DirectSync,
         DiskCache::Unsafe => CacheMode::Unsafe,
-    };
+    }
+}
+
+fn refuse_file_options(disk: &DiskConfig, options: &OpenOptions) -> Result<(), VmmError> {
+    if options.cache.bypasses_host() || options.aio == Aio::IoUring {
+        let problem = format!("{} is no file of this host; the server chooses", disk.path.display());
+        return Err(BlockError::option("cache=none, cache=directsync or aio=io_uring", problem).into());
+    }
+    Ok(())
+}
+
+/// A file on a web server: the guest cannot write.
+fn http_layer(disk: &DiskConfig, options: OpenOptions) -> Result<Layer, VmmError> {
+    refuse_file_options(disk, &options)?;
+    let file = HttpDisk::open(&disk.path.to_string_lossy())?;
+    let options = OpenOptions { read_only: true, write_backing: false, ..options };
+    let image = block::driver(disk.format.name())?.open(Arc::new(file), &disk.path, &options)?;
+    Ok(Layer::of(image, &disk.path, disk.format.name()))
+}
+
+/// An export below a disk: what concerns the host's files only is refused.
+fn connect(
+    location: &Location,
+    disk: &DiskConfig,
+    options: &OpenOptions,
+) -> Result<Arc<dyn BlockBackend>, VmmError> {
+    refuse_file_options(disk, options)?;
+    let client: Arc<dyn BlockBackend> = Arc::new(Client::connect(location, disk.readonly)?);
+    Ok(if options.cache == CacheMode::Unsafe { block::without_flushes(client) } else { client })
+}
+
+/// What is between the guest and the disk, but for the limits.
+fn decorated(disk: &DiskConfig, backend: Arc<dyn BlockBackend>) -> Result<Arc<dyn BlockBackend>, VmmError> {
     let backend = if disk.inject.is_empty() {
         backend
     } else {
         let rules = disk.inject.iter().map(|rule| rule.parse::<FaultRule>());
         Arc::new(Faulty::new(backend, rules.collect::<Result<_, _>>()?))
     };
-    Ok(block::with_cache_mode(backend, mode))
+    Ok(block::with_cache_mode(backend, cache_mode(disk)))
 }
 
 /// The export that an NBD URI in the place of a path names.

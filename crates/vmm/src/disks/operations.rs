@@ -27,7 +27,7 @@ pub(super) fn raw_layer(path: &Path, options: &OpenOptions) -> Result<Layer, Blo
 }
 
 /// A raw NBD export as a layer.
-pub(super) fn export_layer(client: Arc<Client>, path: &Path) -> Layer {
+pub(super) fn export_layer(client: Arc<dyn BlockBackend>, path: &Path) -> Layer {
     let image: Arc<dyn DiskImage> = Arc::new(RawImage::new(client.clone(), path));
     Layer { disk: client, image, path: path.to_owned(), format: "raw".to_owned() }
 }
@@ -106,6 +106,7 @@ impl RunningDisk {
             let options = OpenOptions {
                 opened_backing: Some(OpenedBacking(present.image.clone())),
                 keep_discarded: self.config.keep_discarded,
+                cache: super::cache_mode(&self.config),
                 ..OpenOptions::default()
             };
             let image = block::open(path, "qcow2", &options)?;
@@ -180,7 +181,9 @@ impl RunningDisk {
         let mut folders = vec![folder_of(path)];
         folders.extend(backing.as_ref().map(|(file, _)| folder_of(&folder_of(path).join(file))));
         folders.extend(self.config.backing.clone());
-        let options = OpenOptions { backing: BackingPolicy::Inside(folders), ..OpenOptions::default() };
+        let cache = super::cache_mode(&self.config);
+        let options =
+            OpenOptions { backing: BackingPolicy::Inside(folders), cache, ..OpenOptions::default() };
         let layer = match format.as_str() {
             "raw" => raw_layer(path, &options),
             format => block::open(path, format, &options).map(|image| Layer::of(image, path, format)),

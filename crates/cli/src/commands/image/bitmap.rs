@@ -62,9 +62,7 @@ pub fn run(arguments: &BitmapArgs, folders: &Folders) -> Result<u8> {
         bitmaps.enable(name, arguments.enable)?;
     } else if let Some(source) = &arguments.merge {
         bitmaps.merge(name, &bitmaps.dirty_ranges(source)?)?;
-    } else if arguments.output.is_json() {
-        println!("{}", serde_json::to_string_pretty(&bitmaps.list()?)?);
-    } else {
+    } else if !arguments.output.is_json() {
         println!("{:<24} {:>12} {:>12} STATE", "NAME", "GRANULARITY", "DIRTY");
         for bitmap in bitmaps.list()? {
             let state = match (bitmap.in_use, bitmap.enabled) {
@@ -79,6 +77,9 @@ pub fn run(arguments: &BitmapArgs, folders: &Folders) -> Result<u8> {
                 human(bitmap.dirty)
             );
         }
+    }
+    if arguments.output.is_json() {
+        println!("{}", serde_json::to_string_pretty(&bitmaps.list()?)?);
     }
     Ok(0)
 }

@@ -1,10 +1,11 @@
 //! `vireo image commit` and `rebase`.
 
 use super::progress::Progress;
-use super::{Folders, format_of, open};
+use super::{Folders, Output, format_of, open};
 use anyhow::{Context, Result, bail};
-use block::{BackingPolicy, DiskImage, OpenOptions};
+use block::{BackingPolicy, CacheMode, DiskImage, OpenOptions};
 use clap::Args;
+use serde_json::json;
 use std::path::PathBuf;
 
 /// Bytes that are looked at together.
@@ -18,12 +19,17 @@ pub struct CommitArgs {
     /// Keep the changes in the image as well
     #[arg(short = 'd')]
     keep: bool,
+    /// How the backing file is written: writeback, writethrough, none, directsync or unsafe
+    #[arg(short = 't', value_name = "CACHE", default_value = "writeback", value_parser = CacheMode::named)]
+    cache: CacheMode,
     /// Show progress on a terminal
     #[arg(short, long)]
     progress: bool,
     /// Say nothing
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    output: Output,
     /// Image
     file: PathBuf,
 }
@@ -31,14 +37,15 @@ pub struct CommitArgs {
 pub fn commit(arguments: &CommitArgs, folders: &Folders) -> Result<u8> {
     let path = &arguments.file;
     // What the image itself has is all that is needed of it.
-    let alone = OpenOptions { backing: BackingPolicy::Ignore, ..OpenOptions::default() };
+    let cache = arguments.cache;
+    let alone = OpenOptions { backing: BackingPolicy::Ignore, cache, ..OpenOptions::default() };
     let image = open(path, arguments.format.as_deref(), &alone)?;
     let info = image.info()?;
     let (Some(name), Some(format)) = (&info.backing_filename, &info.backing_filename_format) else {
         bail!("{} names no backing file with its format", path.display());
     };
     let base_path = block::referred_file(path, name, &folders.writing(path))?;
-    let base = block::open(&base_path, format, &folders.writing(&base_path))?;
+    let base = block::open(&base_path, format, &OpenOptions { cache, ..folders.writing(&base_path) })?;
     if base.size() < image.size() {
         base.resize(image.size())?;
     }
@@ -54,6 +61,9 @@ pub fn commit(arguments: &CommitArgs, folders: &Folders) -> Result<u8> {
             image.read_bytes(at, part)?;
             base.write_bytes(at, part)?;
         }
+        if extent.present && cache.flushes_writes() {
+            base.flush()?;
+        }
         at += extent.length;
         progress.add(extent.length);
     }
@@ -63,9 +73,9 @@ pub fn commit(arguments: &CommitArgs, folders: &Folders) -> Result<u8> {
         image.flush()?;
     }
     drop(progress);
-    if !arguments.quiet {
-        println!("Image committed to {}", base_path.display());
-    }
+    let facts = json!({ "filename": path, "committed-to": base_path });
+    let text = format!("Image committed to {}", base_path.display());
+    arguments.output.report(arguments.quiet, &facts, &text)?;
     Ok(0)
 }
 
@@ -83,12 +93,20 @@ pub struct RebaseArgs {
     /// Only change the name: the content of both must be the same
     #[arg(short = 'u')]
     only_name: bool,
+    /// How the image is written: writeback, writethrough, none, directsync or unsafe
+    #[arg(short = 't', value_name = "CACHE", default_value = "writeback", value_parser = CacheMode::named)]
+    cache: CacheMode,
+    /// How the new backing file is read
+    #[arg(short = 'T', value_name = "CACHE", default_value = "writeback", value_parser = CacheMode::named)]
+    source_cache: CacheMode,
     /// Show progress on a terminal
     #[arg(short, long)]
     progress: bool,
     /// Say nothing
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    output: Output,
     /// Image
     file: PathBuf,
 }
@@ -101,7 +119,7 @@ pub fn rebase(arguments: &RebaseArgs, folders: &Folders) -> Result<u8> {
         (name, Some(format)) => Some((name, format.as_str())),
         (_, None) => bail!("A backing file needs its format: -F FORMAT"),
     };
-    let mut options = folders.writing(path);
+    let mut options = OpenOptions { cache: arguments.cache, ..folders.writing(path) };
     if arguments.only_name {
         options.backing = BackingPolicy::Ignore;
     }
@@ -110,21 +128,31 @@ pub fn rebase(arguments: &RebaseArgs, folders: &Folders) -> Result<u8> {
         let base = match backing {
             Some((name, format)) => {
                 let file = path.parent().map_or(PathBuf::from(name), |folder| folder.join(name));
-                let policy = OpenOptions { backing: BackingPolicy::Anywhere, ..OpenOptions::reading() };
+                let cache = arguments.source_cache;
+                let policy =
+                    OpenOptions { backing: BackingPolicy::Anywhere, cache, ..OpenOptions::reading() };
                 Some(block::open(&file, format, &policy).context("the new backing file")?)
             }
             None => None,
         };
         let progress = Progress::new(image.size(), arguments.progress && !arguments.quiet);
-        keep_content(&*image, base.as_deref(), &progress)?;
+        keep_content(&*image, base.as_deref(), arguments.cache.flushes_writes(), &progress)?;
     }
     image.set_backing(backing)?;
     image.flush()?;
+    let (name, format) = backing.unzip();
+    let facts = json!({ "filename": path, "backing-filename": name, "backing-filename-format": format });
+    arguments.output.report(arguments.quiet, &facts, "")?;
     Ok(0)
 }
 
 /// Writes into the image what reads differently in its new base.
-fn keep_content(image: &dyn DiskImage, base: Option<&dyn DiskImage>, progress: &Progress) -> Result<()> {
+fn keep_content(
+    image: &dyn DiskImage,
+    base: Option<&dyn DiskImage>,
+    flush_each: bool,
+    progress: &Progress,
+) -> Result<()> {
     let (mut old, mut new) = (vec![0; CHUNK as usize], vec![0; CHUNK as usize]);
     let mut at = 0;
     while at < image.size() {
@@ -134,7 +162,7 @@ fn keep_content(image: &dyn DiskImage, base: Option<&dyn DiskImage>, progress: &
             let (old, new) = (&mut old[..len as usize], &mut new[..len as usize]);
             image.read_bytes(at, old)?;
             read_or_zeros(base, at, new)?;
-            write_differences(image, at, old, new)?;
+            write_differences(image, at, old, new, flush_each)?;
         }
         at += len;
         progress.add(len);
@@ -143,7 +171,12 @@ fn keep_content(image: &dyn DiskImage, base: Option<&dyn DiskImage>, progress: &
 }
 
 /// Writes to `target` what `source` has otherwise.
-pub fn copy_differences(source: &dyn DiskImage, target: &dyn DiskImage, progress: &Progress) -> Result<()> {
+pub fn copy_differences(
+    source: &dyn DiskImage,
+    target: &dyn DiskImage,
+    flush_each: bool,
+    progress: &Progress,
+) -> Result<()> {
     let (mut wanted, mut there) = (vec![0; CHUNK as usize], vec![0; CHUNK as usize]);
     let mut at = 0;
     while at < source.size() {
@@ -151,7 +184,7 @@ pub fn copy_differences(source: &dyn DiskImage, target: &dyn DiskImage, progress
         let (wanted, there) = (&mut wanted[..len as usize], &mut there[..len as usize]);
         source.read_bytes(at, wanted)?;
         target.read_bytes(at, there)?;
-        write_differences(target, at, wanted, there)?;
+        write_differences(target, at, wanted, there, flush_each)?;
         at += len;
         progress.add(len);
     }
@@ -159,7 +192,13 @@ pub fn copy_differences(source: &dyn DiskImage, target: &dyn DiskImage, progress
 }
 
 /// Writes the clusters of `wanted` that `there` has otherwise.
-fn write_differences(target: &dyn DiskImage, at: u64, wanted: &[u8], there: &[u8]) -> Result<()> {
+fn write_differences(
+    target: &dyn DiskImage,
+    at: u64,
+    wanted: &[u8],
+    there: &[u8],
+    flush_each: bool,
+) -> Result<()> {
     let cluster = target.cluster_size().clamp(4096, CHUNK) as usize;
     for start in (0..wanted.len()).step_by(cluster) {
         let range = start..wanted.len().min(start + cluster);
@@ -171,6 +210,9 @@ fn write_differences(target: &dyn DiskImage, at: u64, wanted: &[u8], there: &[u8
             target.write_zeroes(at + start as u64, part.len() as u64, true)?;
         } else {
             target.write_bytes(at + start as u64, part)?;
+        }
+        if flush_each {
+            target.flush()?;
         }
     }
     Ok(())

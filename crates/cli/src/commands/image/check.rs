@@ -2,7 +2,7 @@
 
 use super::{Output, open};
 use anyhow::Result;
-use block::{BackingPolicy, OpenOptions, Repair};
+use block::{BackingPolicy, CacheMode, OpenOptions, Repair};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -20,6 +20,9 @@ pub struct CheckArgs {
     /// Repair: leaked space only, or everything
     #[arg(short, long, value_enum, num_args = 0..=1, default_missing_value = "all")]
     repair: Option<RepairKind>,
+    /// How the image is read: none and directsync go past the host's page cache
+    #[arg(short = 'T', value_name = "CACHE", default_value = "writeback", value_parser = CacheMode::named)]
+    cache: CacheMode,
     /// Say nothing; the exit status tells
     #[arg(short, long)]
     quiet: bool,
@@ -45,6 +48,7 @@ pub fn run(arguments: &CheckArgs) -> Result<u8> {
         read_only: repair == Repair::Nothing,
         backing: BackingPolicy::Ignore,
         for_check: true,
+        cache: arguments.cache,
         ..OpenOptions::default()
     };
     let image = open(&arguments.file, arguments.format.as_deref(), &options)?;

@@ -2,10 +2,11 @@
 
 use super::chain::read_or_zeros;
 use super::progress::Progress;
-use super::{Folders, open};
+use super::{Folders, Output, open};
 use anyhow::Result;
-use block::DiskImage;
+use block::{CacheMode, DiskImage, OpenOptions};
 use clap::Args;
+use serde_json::json;
 use std::path::PathBuf;
 
 const DIFFERENT: u8 = 1;
@@ -26,9 +27,14 @@ pub struct CompareArgs {
     /// Show progress on a terminal
     #[arg(short, long)]
     progress: bool,
+    /// How both are read: none and directsync go past the host's page cache
+    #[arg(short = 'T', value_name = "CACHE", default_value = "writeback", value_parser = CacheMode::named)]
+    cache: CacheMode,
     /// Say nothing; the exit status tells
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    output: Output,
     /// One image
     first: PathBuf,
     /// The other
@@ -36,31 +42,31 @@ pub struct CompareArgs {
 }
 
 pub fn run(arguments: &CompareArgs, folders: &Folders) -> Result<u8> {
-    let first = open(&arguments.first, arguments.format.as_deref(), &folders.reading(&arguments.first))?;
-    let second =
-        open(&arguments.second, arguments.second_format.as_deref(), &folders.reading(&arguments.second))?;
-    let say = |text: &str| {
-        if !arguments.quiet {
-            println!("{text}");
-        }
+    let reading = |file: &PathBuf| OpenOptions { cache: arguments.cache, ..folders.reading(file) };
+    let first = open(&arguments.first, arguments.format.as_deref(), &reading(&arguments.first))?;
+    let second = open(&arguments.second, arguments.second_format.as_deref(), &reading(&arguments.second))?;
+    let same_size = first.size() == second.size();
+    let say = |identical: bool, offset: Option<u64>, text: &str| {
+        let facts = json!({ "identical": identical, "same-size": same_size, "offset": offset });
+        arguments.output.report(arguments.quiet, &facts, text)
     };
-    if first.size() != second.size() {
-        if arguments.strict {
-            say("Strict: the sizes differ!");
-            return Ok(DIFFERENT);
-        }
-        say("Warning: the sizes differ!");
+    if !same_size && arguments.strict {
+        say(false, None, "Strict: the sizes differ!")?;
+        return Ok(DIFFERENT);
+    }
+    if !same_size && !arguments.quiet && !arguments.output.is_json() {
+        println!("Warning: the sizes differ!");
     }
     let progress = Progress::new(first.size().max(second.size()), arguments.progress && !arguments.quiet);
     let difference = difference(&*first, &*second, &progress)?;
     drop(progress);
     match difference {
         Some(at) => {
-            say(&format!("Content differs at offset {at}!"));
+            say(false, Some(at), &format!("Content differs at offset {at}!"))?;
             Ok(DIFFERENT)
         }
         None => {
-            say("Images are identical.");
+            say(true, None, "Images are identical.")?;
             Ok(0)
         }
     }

@@ -1,10 +1,11 @@
 //! `vireo image convert`.
 
 use super::progress::Progress;
-use super::{Folders, TargetFormat, open, size, wants_help};
+use super::{Folders, Output, TargetFormat, open, size, wants_help};
 use anyhow::{Context, Result, bail};
 use block::{BackingPolicy, CacheMode, CopyOptions, DiskImage, OpenOptions};
 use clap::Args;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,10 +31,14 @@ pub struct ConvertArgs {
     /// Zeros of at least this size make the target sparse; 0 writes them
     #[arg(short = 'S', value_name = "SIZE", default_value = "4k")]
     sparse: String,
-    /// writeback: the target is on the host's disk when the command ends; unsafe: the host writes it some time, as
-    /// qemu-img does unless it is told otherwise
-    #[arg(short = 't', value_name = "CACHE", default_value = "writeback", value_parser = ["writeback", "unsafe"])]
-    target_cache: String,
+    /// How the target is written. writeback: it is on the host's disk when the command ends; unsafe: the host writes it
+    /// some time, as qemu-img does unless it is told otherwise; writethrough: every write waits for the disk; none and
+    /// directsync: as writeback and writethrough, past the host's page cache
+    #[arg(short = 't', value_name = "CACHE", default_value = "writeback", value_parser = CacheMode::named)]
+    target_cache: CacheMode,
+    /// How the source is read: none and directsync go past the host's page cache
+    #[arg(short = 'T', value_name = "CACHE", default_value = "writeback", value_parser = CacheMode::named)]
+    source_cache: CacheMode,
     /// The target exists: keep it and write into it
     #[arg(short = 'n')]
     no_create: bool,
@@ -46,6 +51,8 @@ pub struct ConvertArgs {
     /// Say nothing
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    output: Output,
     /// Image to read
     source: PathBuf,
     /// Image to make
@@ -56,15 +63,17 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
     if wants_help(&arguments.target_format.options, &arguments.target_format.name)? {
         return Ok(0);
     }
-    let source = open(&arguments.source, arguments.format.as_deref(), &folders.reading(&arguments.source))?;
+    let reading = OpenOptions { cache: arguments.source_cache, ..folders.reading(&arguments.source) };
+    let source = open(&arguments.source, arguments.format.as_deref(), &reading)?;
     let target = target(arguments, folders, source.size())?;
     if target.size() < source.size() {
         bail!("{} is smaller than the source", arguments.target.display());
     }
+    let flush_each = arguments.target_cache.flushes_writes();
     let find_zeros = size(&arguments.sparse)?;
     let progress = Progress::new(source.size(), arguments.progress && !arguments.quiet);
     if target.backing().is_some() {
-        let copied = super::chain::copy_differences(&*source, &*target, &progress);
+        let copied = super::chain::copy_differences(&*source, &*target, flush_each, &progress);
         copied.context("copying what differs from the backing file")?;
     } else {
         let options = CopyOptions {
@@ -76,6 +85,7 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
                 && super::location(&arguments.target)?.is_none()
                 && arguments.target_format.name != "luks",
             find_zeros,
+            flush_each,
             progress: &|bytes| progress.add(bytes),
         };
         block::copy(&*source, 0..source.size(), &*target, &options).with_context(|| {
@@ -83,19 +93,27 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
         })?;
     }
     target.flush()?;
+    drop(progress);
+    let facts = json!({
+        "source": arguments.source,
+        "target": arguments.target,
+        "format": arguments.target_format.name,
+        "virtual-size": source.size(),
+    });
+    arguments.output.report(true, &facts, "")?;
     Ok(0)
 }
 
 fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<dyn DiskImage>> {
     let path: &Path = &arguments.target;
-    let cache = if arguments.target_cache == "unsafe" { CacheMode::Unsafe } else { CacheMode::WriteBack };
+    let cache = arguments.target_cache;
     let mut passphrase = folders.passphrase.clone();
     if super::location(path)?.is_some() {
         if !arguments.no_create && arguments.target_format.name != "raw" {
             bail!("An image cannot be made on an NBD server; write into the one that is there with -n");
         }
         let open_options =
-            OpenOptions { backing: BackingPolicy::Anywhere, passphrase, ..OpenOptions::default() };
+            OpenOptions { backing: BackingPolicy::Anywhere, passphrase, cache, ..OpenOptions::default() };
         return open(path, Some(&arguments.target_format.name), &open_options);
     }
     if !arguments.no_create {

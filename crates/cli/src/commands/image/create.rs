@@ -1,9 +1,10 @@
 //! `vireo image create`.
 
-use super::{Folders, size, wants_help};
+use super::{Folders, Output, size, wants_help};
 use anyhow::{Context, Result, bail};
 use block::{BackingPolicy, OpenOptions};
 use clap::Args;
+use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -26,6 +27,8 @@ pub struct CreateArgs {
     /// Say nothing
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    output: Output,
     /// File to make; what is there is lost
     file: PathBuf,
     /// Size of the disk (20G); without, that of the backing file
@@ -56,8 +59,8 @@ pub fn run(arguments: &CreateArgs, folders: &Folders) -> Result<u8> {
     };
     let size = options.size;
     block::create(&arguments.file, &arguments.format, options)?;
-    if !arguments.quiet {
-        println!("{}: {} of {}", arguments.file.display(), arguments.format, super::human(size));
-    }
+    let facts = json!({ "filename": arguments.file, "format": arguments.format, "virtual-size": size });
+    let text = format!("{}: {} of {}", arguments.file.display(), arguments.format, super::human(size));
+    arguments.output.report(arguments.quiet, &facts, &text)?;
     Ok(0)
 }

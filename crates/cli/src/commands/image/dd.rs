@@ -1,9 +1,10 @@
 //! `vireo image dd`.
 
-use super::{Folders, open, size};
+use super::{Folders, Output, open, size};
 use anyhow::{Context, Result, bail};
 use block::CopyOptions;
 use clap::Args;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
@@ -14,6 +15,8 @@ pub struct DdArgs {
     /// Format of the target
     #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
     target_format: String,
+    #[command(flatten)]
+    output: Output,
     /// if=FILE of=FILE [bs=SIZE] [count=BLOCKS] [skip=BLOCKS]
     #[arg(required = true)]
     operands: Vec<String>,
@@ -52,9 +55,12 @@ pub fn run(arguments: &DdArgs, folders: &Folders) -> Result<u8> {
         any_order: false,
         target_is_zero: true,
         find_zeros: 4096,
+        flush_each: false,
         progress: &|_| {},
     };
     block::copy(&*source, start..end, &*target, &options)?;
     target.flush()?;
+    let facts = json!({ "source": input, "target": output, "bytes": end - start });
+    arguments.output.report(true, &facts, "")?;
     Ok(0)
 }

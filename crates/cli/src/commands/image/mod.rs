@@ -1,5 +1,6 @@
 //! `vireo image`: disk images. Options and units are those of `qemu-img` where they mean the same.
 
+mod bench;
 mod bitmap;
 mod chain;
 mod check;
@@ -10,13 +11,14 @@ mod dd;
 mod info;
 mod map;
 mod measure;
+mod partitions;
 mod progress;
 mod resize;
 mod serve;
 mod snapshot;
 
 use anyhow::{Context, Result, bail};
-use block::{BackingPolicy, CreateOptions, DiskImage, OpenOptions};
+use block::{BackingPolicy, BlockBackend, CacheMode, CreateOptions, DiskImage, OpenOptions};
 use clap::{Args, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,7 +34,8 @@ Examples:
   vireo image convert --key-file secret -f luks disk.luks disk.raw
   vireo image convert -O qcow2 nbd://host/name disk.qcow2
 An image may be the export of an NBD server: nbd://HOST[:PORT]/NAME, nbd+unix:///NAME?socket=PATH, and with TLS
-nbds://HOST/NAME?tls-certificates=DIR. It is raw unless a format is said.")]
+nbds://HOST/NAME?tls-certificates=DIR. It may be a file on a web server, http://… or https://…, for reading only.
+Both are raw unless a format is said. An .iso is raw, for reading only.")]
 pub struct ImageArgs {
     /// Directory in which backing files may be; repeat for several. Without: the directory of the image
     #[arg(long, value_name = "DIR", global = true)]
@@ -72,6 +75,10 @@ enum ImageCommand {
     Compare(compare::CompareArgs),
     /// Tell how large a file becomes
     Measure(measure::MeasureArgs),
+    /// List the partitions of a disk and what they hold, without mounting
+    Partitions(partitions::PartitionsArgs),
+    /// Measure how fast requests to an image are
+    Bench(bench::BenchArgs),
     /// Copy blocks of an image (if=, of=, bs=, count=, skip=)
     Dd(dd::DdArgs),
     /// Serve images to NBD clients
@@ -111,6 +118,16 @@ enum OutputKind {
 impl Output {
     fn is_json(&self) -> bool {
         self.json || self.output == OutputKind::Json
+    }
+
+    /// Prints what was done: as JSON, or as text unless `quiet`.
+    fn report(&self, quiet: bool, facts: &serde_json::Value, text: &str) -> Result<()> {
+        if self.is_json() {
+            println!("{}", serde_json::to_string_pretty(facts)?);
+        } else if !quiet && !text.is_empty() {
+            println!("{text}");
+        }
+        Ok(())
     }
 }
 
@@ -176,6 +193,8 @@ pub fn run(arguments: &ImageArgs) -> Result<u8> {
         ImageCommand::Map(arguments) => map::run(arguments, &folders),
         ImageCommand::Compare(arguments) => compare::run(arguments, &folders),
         ImageCommand::Measure(arguments) => measure::run(arguments, &folders),
+        ImageCommand::Partitions(arguments) => partitions::run(arguments, &folders),
+        ImageCommand::Bench(arguments) => bench::run(arguments, &folders),
         ImageCommand::Dd(arguments) => dd::run(arguments, &folders),
         ImageCommand::Serve(arguments) => serve::run(arguments, &folders),
         ImageCommand::Bitmap(arguments) => bitmap::run(arguments, &folders),
@@ -200,13 +219,33 @@ fn format_of(path: &Path, stated: Option<&str>) -> Result<String> {
 
 /// Opens a file, or an export whose NBD URI stands in its place.
 fn open(path: &Path, format: Option<&str>, options: &OpenOptions) -> Result<Arc<dyn DiskImage>> {
+    if http_disk::is_address(path) {
+        if !options.read_only {
+            bail!("{} is on a web server: it can only be read", path.display());
+        }
+        refuse_file_options(path, options)?;
+        let file = Arc::new(http_disk::HttpDisk::open(&path.to_string_lossy())?);
+        return Ok(block::driver(format.unwrap_or("raw"))?.open(file, path, options)?);
+    }
     if let Some(location) = location(path)? {
-        let export = Arc::new(nbd::Client::connect(&location, options.read_only)?);
+        refuse_file_options(path, options)?;
+        let mut export: Arc<dyn BlockBackend> = Arc::new(nbd::Client::connect(&location, options.read_only)?);
+        if options.cache == CacheMode::Unsafe {
+            export = block::without_flushes(export);
+        }
         // What an export holds is most often a guest's disk: its first bytes decide nothing.
         return Ok(block::driver(format.unwrap_or("raw"))?.open(export, path, options)?);
     }
     let format = format_of(path, format)?;
     Ok(block::open(path, &format, options)?)
+}
+
+/// What concerns the files of this host only.
+fn refuse_file_options(path: &Path, options: &OpenOptions) -> Result<()> {
+    if options.cache.bypasses_host() || options.aio == block::Aio::IoUring {
+        bail!("{} is no file of this host: its server chooses caches and io_uring", path.display());
+    }
+    Ok(())
 }
 
 /// The export that an NBD URI names; `None` for a path.

@@ -1,8 +1,9 @@
 //! `vireo image resize`.
 
-use super::{Folders, human, open, size};
+use super::{Folders, Output, human, open, size};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -16,6 +17,8 @@ pub struct ResizeArgs {
     /// Say nothing
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    output: Output,
     /// Image
     file: PathBuf,
     /// New size (20G), or how much more (+2G) or less (-2G)
@@ -40,8 +43,8 @@ pub fn run(arguments: &ResizeArgs, folders: &Folders) -> Result<u8> {
     }
     image.resize(new)?;
     image.flush()?;
-    if !arguments.quiet {
-        println!("{}: {}", arguments.file.display(), human(new));
-    }
+    let facts = json!({ "filename": arguments.file, "virtual-size": new });
+    let text = format!("{}: {}", arguments.file.display(), human(new));
+    arguments.output.report(arguments.quiet, &facts, &text)?;
     Ok(0)
 }

@@ -1,10 +1,11 @@
 //! `vireo image serve`: images for NBD clients. The short options are those of `qemu-nbd`.
 
-use super::{Folders, open, parse_options};
+use super::{Folders, Output, open, parse_options};
 use anyhow::{Context, Result, bail};
-use block::DiskImage;
+use block::{CacheMode, DiskImage, OpenOptions};
 use clap::Args;
 use nbd::{Bitmap, Export, Listener, Server, ServerOptions, ServerTls};
+use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::Write;
@@ -60,6 +61,10 @@ pub struct ServeArgs {
     /// Most requests of a connection that are worked on at a time
     #[arg(long, value_name = "NUMBER", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     in_flight: u16,
+    /// How the images are kept: writeback, writethrough, none, directsync or unsafe; none and directsync go past the
+    /// host's page cache
+    #[arg(long, value_name = "CACHE", default_value = "writeback", value_parser = CacheMode::named)]
+    cache: CacheMode,
     /// Go on when the last client has left
     #[arg(short = 't', long)]
     persistent: bool,
@@ -75,6 +80,8 @@ pub struct ServeArgs {
     /// Do not print where clients can connect
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    output: Output,
     /// Image
     file: Option<PathBuf>,
 }
@@ -96,7 +103,7 @@ pub fn run(arguments: &ServeArgs, folders: &Folders) -> Result<u8> {
         if exports.iter().any(|export| export.name == wish.name) {
             bail!("Two exports have the name {:?}; say name=NAME", wish.name);
         }
-        exports.push(Arc::new(export(wish, folders)?));
+        exports.push(Arc::new(export(wish, arguments.cache, folders)?));
     }
     let tls = arguments.tls.as_deref().map(|folder| ServerTls::load(folder, arguments.tls_verify_peer));
     // Before there are clients, so that none of them sees the default action.
@@ -113,7 +120,14 @@ pub fn run(arguments: &ServeArgs, folders: &Folders) -> Result<u8> {
         None => Listener::tcp(&arguments.bind, arguments.port)?,
     };
     let pid_file = arguments.pid_file.as_deref().map(PidFile::write).transpose()?;
-    if !arguments.quiet {
+    if arguments.output.is_json() {
+        let uris = wishes.iter().map(|wish| {
+            json!({ "name": wish.name, "filename": wish.file, "uri": uri(arguments, &listener, &wish.name) })
+        });
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{:#}", json!({ "exports": uris.collect::<Vec<_>>() }))?;
+        out.flush()?;
+    } else if !arguments.quiet {
         let mut out = std::io::stdout().lock();
         for wish in &wishes {
             writeln!(out, "{}", uri(arguments, &listener, &wish.name))?;
@@ -174,9 +188,9 @@ fn wishes(arguments: &ServeArgs) -> Result<Vec<Wish>> {
     Ok(wishes)
 }
 
-fn export(wish: &Wish, folders: &Folders) -> Result<Export> {
+fn export(wish: &Wish, cache: CacheMode, folders: &Folders) -> Result<Export> {
     let options = if wish.read_only { folders.reading(&wish.file) } else { folders.writing(&wish.file) };
-    let disk = open(&wish.file, wish.format.as_deref(), &options)?;
+    let disk = open(&wish.file, wish.format.as_deref(), &OpenOptions { cache, ..options })?;
     let bitmaps = wish.bitmaps.iter().map(|name| bitmap(&*disk, wish, name)).collect::<Result<_>>()?;
     let preferred_block = disk.cluster_size().next_power_of_two().clamp(4096, PREFERRED_MAX) as u32;
     Ok(Export {
@@ -185,7 +199,7 @@ fn export(wish: &Wish, folders: &Folders) -> Result<Export> {
         read_only: wish.read_only,
         bitmaps,
         preferred_block,
-        disk,
+        disk: block::with_cache_mode(disk, cache),
     })
 }
 

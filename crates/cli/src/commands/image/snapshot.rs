@@ -55,10 +55,11 @@ pub fn run(arguments: &SnapshotArgs, folders: &Folders) -> Result<u8> {
         snapshots.revert(name)?;
     } else if let Some(name) = &action.delete {
         snapshots.delete(name)?;
-    } else if arguments.output.is_json() {
-        println!("{}", serde_json::to_string_pretty(&snapshots.list()?)?);
-    } else {
+    } else if !arguments.output.is_json() {
         print(&snapshots.list()?);
+    }
+    if arguments.output.is_json() {
+        println!("{}", serde_json::to_string_pretty(&snapshots.list()?)?);
     }
     Ok(0)
 }
