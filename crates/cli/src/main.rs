@@ -32,6 +32,8 @@ enum Command {
     Pool(Box<commands::pool::PoolArgs>),
     /// CPU models
     Cpu(commands::cpu::CpuArgs),
+    /// Translate kernels and programs for the software CPU before they run
+    Translate(commands::translate::TranslateArgs),
     /// Print a shell's completions of this program
     Completions(commands::completions::CompletionsArgs),
 }
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Image(arguments) => commands::image::run(&arguments),
         Command::Pool(arguments) => commands::pool::run(&arguments),
         Command::Cpu(arguments) => commands::cpu::run(&arguments),
+        Command::Translate(arguments) => commands::translate::run(&arguments),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -9,6 +9,8 @@ use crate::translate::TranslationSettings;
 use crate::vcpu::SoftVcpu;
 use engine::cpu_model::{CpuModel, CpuidTable, FeatureSet, HostIdentity};
 use engine::{Engine, EngineError, EngineKind, EventPaths, Kick, MsiMessage, Vcpu, Vm, VmSettings, Worth};
+use guest_clock::{HostEntropy, ManualClock};
+use guest_memory::GuestMemory;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -75,7 +77,7 @@ impl Engine for SoftEngine {
             model,
             settings,
             has_lapic: self.has_lapic,
-            translation: self.translation,
+            translation: self.translation.clone(),
         }))
     }
 }
@@ -98,8 +100,9 @@ impl Kick for PortKick {
     }
 }
 
-impl Vm for SoftVm {
-    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+impl SoftVm {
+    /// A processor and its port to the others.
+    fn processor(&self, index: u32) -> Result<(Box<Cpu>, Arc<LapicPort>), EngineError> {
         let missing = || EngineError::InvalidState {
             reason: format!("There is no processor {index}, the machine has {}", self.settings.cpus),
         };
@@ -119,12 +122,19 @@ impl Vm for SoftVm {
         let memory = Arc::clone(&self.settings.memory);
         let mut cpu = Cpu::new(memory, system, Arc::clone(&port.events), PHYSICAL_BITS);
         cpu.restore(&x86::CpuState::reset(index == 0))?;
-        if let Some(translation) = self.translation {
+        if let Some(translation) = self.translation.clone() {
             cpu.enable_translation(translation).map_err(|error| EngineError::Unavailable {
                 engine: EngineKind::Software,
                 reason: format!("No memory for translated code: {error}"),
             })?;
         }
+        Ok((cpu, port))
+    }
+}
+
+impl Vm for SoftVm {
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+        let (cpu, port) = self.processor(index)?;
         Ok(Box::new(SoftVcpu::new(cpu, Arc::new(PortKick(port)))))
     }
 
@@ -168,4 +178,26 @@ impl Vm for SoftVm {
     fn sync_dirty_log(&self) -> Result<(), EngineError> {
         Ok(())
     }
+}
+
+/// A processor without a machine around it: for translating what does not run.
+pub(crate) fn lone_processor(
+    model: &CpuModel,
+    translation: TranslationSettings,
+) -> Result<Box<Cpu>, EngineError> {
+    let memory = GuestMemory::new(&[(0, 0x1000)])
+        .map_err(|error| EngineError::InvalidState { reason: error.to_string() })?;
+    let settings = VmSettings {
+        memory: Arc::new(memory),
+        cpus: 1,
+        model: model.clone(),
+        tsc_khz: None,
+        lenient_xrstor: false,
+        clock: Arc::new(ManualClock::default()),
+        entropy: Arc::new(HostEntropy),
+    };
+    let model = model.resolve(cpuid::supported(), EngineKind::Software)?;
+    let bus = Arc::new(ApicBus::new(1));
+    let vm = SoftVm { bus, model, settings, has_lapic: false, translation: Some(translation) };
+    Ok(vm.processor(0)?.0)
 }

@@ -10,6 +10,8 @@ const MAGIC: &[u8] = b"\x7fELF";
 const PT_LOAD: u32 = 1;
 /// `p_type` of notes.
 const PT_NOTE: u32 = 4;
+/// `p_flags`: may be executed.
+const PF_X: u32 = 1;
 /// Note type of the PVH entry's physical address, of owner "Xen".
 const PHYS32_ENTRY: u32 = 18;
 /// `e_machine`: Intel 80386.
@@ -26,6 +28,7 @@ pub fn is_elf(image: &[u8]) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     kind: u32,
+    flags: u32,
     offset: u64,
     address: u64,
     virtual_address: u64,
@@ -39,6 +42,8 @@ struct Segment {
 pub struct ElfImage<'a> {
     path: PathBuf,
     image: &'a [u8],
+    /// 64-bit class.
+    wide: bool,
     entry: u64,
     segments: Vec<Segment>,
 }
@@ -91,7 +96,7 @@ impl<'a> ElfImage<'a> {
         let read = if wide { read_wide } else { read_narrow };
         // Each chunk has the length of a header, as checked above.
         let segments = headers.chunks_exact(entry_size as usize).filter_map(read).collect();
-        let result = ElfImage { path: path.to_owned(), image, entry, segments };
+        let result = ElfImage { path: path.to_owned(), image, wide, entry, segments };
         result.check_segments()?;
         Ok(result)
     }
@@ -123,6 +128,18 @@ impl<'a> ElfImage<'a> {
             Some(s) => s.address.wrapping_add(self.entry - s.virtual_address),
             None => self.entry,
         }
+    }
+
+    /// Whether it is of the 64-bit class.
+    pub fn is_wide(&self) -> bool {
+        self.wide
+    }
+
+    /// Virtual addresses and bytes of the segments that are loaded to be executed.
+    pub fn code(&self) -> impl Iterator<Item = (u64, &'a [u8])> {
+        let executable = |s: &&Segment| s.kind == PT_LOAD && s.flags & PF_X != 0;
+        let content = |s: &Segment| Some((s.virtual_address, bytes(self.image, s.offset, s.file_size)?));
+        self.segments.iter().filter(executable).filter_map(content)
     }
 
     /// Whether a segment that is loaded holds a physical address.
@@ -188,6 +205,7 @@ pub(crate) fn clear(prepared: &Prepared<'_>, start: u64, end: u64) -> Result<(),
 fn read_wide(header: &[u8]) -> Option<Segment> {
     Some(Segment {
         kind: u32_at(header, 0)?,
+        flags: u32_at(header, 4)?,
         offset: u64_at(header, 8)?,
         virtual_address: u64_at(header, 16)?,
         address: u64_at(header, 24)?,
@@ -201,6 +219,7 @@ fn read_narrow(header: &[u8]) -> Option<Segment> {
     let field = |offset| u32_at(header, offset).map(u64::from);
     Some(Segment {
         kind: u32_at(header, 0)?,
+        flags: u32_at(header, 24)?,
         offset: field(4)?,
         virtual_address: field(8)?,
         address: field(12)?,

@@ -23,6 +23,7 @@
 pub mod acpi;
 mod bios;
 pub mod bzimage;
+mod code;
 pub mod elf;
 mod entry;
 mod error;
@@ -36,6 +37,7 @@ pub mod payload;
 pub mod pvh;
 mod smbios;
 
+pub use code::code;
 pub use entry::Entry;
 pub use error::LoadError;
 pub use layout::{BoardLayout, HpetLayout, PciWindows, PowerLayout, SerialPort};

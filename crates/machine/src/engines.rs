@@ -7,6 +7,7 @@ use engine_kvm::probe::{KvmReport, Usable, probe, probe_briefly};
 use engine_soft::SoftEngine;
 use engine_soft::translate::TranslationSettings;
 use engine_soft::translate::perf_map::PerfMap;
+use engine_soft::translate::store::TranslationStore;
 use serde::Serialize;
 use std::sync::Arc;
 use vm_config::{EngineChoice, SoftwareTier, VmConfig};
@@ -19,6 +20,8 @@ pub struct Chosen {
     pub carrier: Option<Carrier>,
     /// Why this one.
     pub reason: String,
+    /// Where translations of this run are kept; to be saved at its end.
+    pub store: Option<Arc<TranslationStore>>,
 }
 
 /// What was found on this host.
@@ -66,12 +69,19 @@ pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
             (report.chosen, report.reason)
         }
     };
-    let software: Arc<dyn Engine> = Arc::new(SoftEngine::new().with_translation(translation(config)));
+    let store = config.translation_store.as_deref().map(TranslationStore::open).transpose();
+    let store = store.map_err(|error| EngineError::Unavailable {
+        engine: EngineKind::Software,
+        reason: error.to_string(),
+    })?;
+    let translation =
+        translation(config).map(|settings| TranslationSettings { store: store.clone(), ..settings });
+    let software: Arc<dyn Engine> = Arc::new(SoftEngine::new().with_translation(translation));
     Ok(match kind {
-        EngineKind::Software => Chosen { engine: software, carrier: None, reason },
+        EngineKind::Software => Chosen { engine: software, carrier: None, reason, store },
         EngineKind::Kvm => {
             let carrier = Carrier { steps: Arc::new(SoftEngine::carrier()), machine: software };
-            Chosen { engine: Arc::new(KvmEngine::open()?), carrier: Some(carrier), reason }
+            Chosen { engine: Arc::new(KvmEngine::open()?), carrier: Some(carrier), reason, store }
         }
     })
 }

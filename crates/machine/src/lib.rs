@@ -25,6 +25,7 @@ pub mod memory_map;
 mod moves;
 mod policy;
 pub mod saved;
+mod static_translation;
 mod vcpu_thread;
 
 pub use board::{BoardSettings, Disk};
@@ -35,5 +36,6 @@ pub use life::{EngineAdvice, Machine, MachineError, MachineEvent, MachineSetting
 pub use loader::{BootSource, EntryProtocol};
 pub use moves::common_model;
 pub use saved::{MemoryRun, RestoreError, SavedMachine, SavedState};
+pub use static_translation::{TranslateError, translate_ahead};
 pub use virtio::blk::{DiskLink, ErrorAction, HostFailure};
 pub use virtio::console::Console;

@@ -159,6 +159,8 @@ pub struct VmConfig {
     pub verify: u32,
     /// Write names of translated code for Linux perf to `/tmp/perf-PID.map`.
     pub perf_map: bool,
+    /// Directory where translations are kept from run to run.
+    pub translation_store: Option<PathBuf>,
     /// Disks, in the order the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// First serial port.
@@ -187,6 +189,7 @@ impl Default for VmConfig {
             translation_cache_size: ByteSize(12 << 20),
             verify: 0,
             perf_map: false,
+            translation_store: None,
             disks: Vec::new(),
             serial: SerialConfig::Stdio,
             console: None,

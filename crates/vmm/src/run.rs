@@ -46,7 +46,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     let signals = Signals::block()?;
     let (sender, requests) = channel();
     let (disks, running_disks) = disks::open(config, &sender)?;
-    let Chosen { engine, carrier, reason } = choose(config)?;
+    let Chosen { engine, carrier, reason, store } = choose(config)?;
     tracing::info!(engine = %engine.kind(), reason, "engine chosen");
     let queue = Arc::new(OutputQueue::default());
     let console_queue = config.console.as_ref().map(|_| Arc::new(OutputQueue::default()));
@@ -113,6 +113,9 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     drop(guest);
     if let Some(stats) = stats {
         print(&stats);
+    }
+    if let Some(Err(error)) = store.map(|store| store.save()) {
+        tracing::error!("{error}; translations of this run are not kept");
     }
     // What the guest wrote and did not flush is not lost with its end.
     disks.finish().map_err(|source| VmmError::Host { what: "the last write to a disk", source })?;

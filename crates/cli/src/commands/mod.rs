@@ -7,3 +7,4 @@ pub mod doctor;
 pub mod image;
 pub mod pool;
 pub mod run;
+pub mod translate;

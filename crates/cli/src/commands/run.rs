@@ -89,6 +89,9 @@ pub struct RunArgs {
     /// Write names of translated code for Linux perf to /tmp/perf-PID.map
     #[arg(long)]
     perf_map: bool,
+    /// Keep translations in this directory from run to run; it is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    translation_store: Option<PathBuf>,
     /// Disk: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|none|directsync|unsafe][,aio=auto|threads|io_uring][,discard=on|off]
     /// [,readonly=on][,serial=TEXT][,queues=N][,packed=on][,iops|iops-rd|iops-wr=N[/BURST]]
     /// [,rerror=report|ignore|stop|enospc][,werror=…][,commit=on][,inject=RULE][,bps|bps-rd|bps-wr=SIZE[/BURST]][,burst=SECONDS][,group=NAME]`; may be repeated. PATH may be an NBD URI. Limits are a second's average and
@@ -157,6 +160,7 @@ impl RunArgs {
             config.debug_exit = Some(port.unwrap_or(DEFAULT_DEBUG_EXIT_PORT));
         }
         config.perf_map |= self.perf_map;
+        config.translation_store = self.translation_store.clone().or(config.translation_store);
         config.no_reboot |= self.no_reboot;
         Ok(config)
     }

@@ -139,6 +139,11 @@ impl SystemState {
         self.instruction_features.get(feature as usize).copied().unwrap_or(false)
     }
 
+    /// Which of `iced_x86`'s features the model has, by number.
+    pub(crate) fn instruction_features(&self) -> &[bool] {
+        &self.instruction_features
+    }
+
     /// Guest time.
     pub(crate) fn now_ns(&self) -> u64 {
         self.clock.now_ns()

@@ -38,6 +38,30 @@ pub(super) mod cc {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Label(usize);
 
+/// A number in code that is not the guest's, and may be another one next time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refers {
+    /// 32 bits, relative: fixed code.
+    Thunk(u64),
+    /// 32 bits: a site.
+    Site,
+    /// 32 bits: a link.
+    Link,
+    /// 32 bits: a check of several accesses.
+    Share,
+    /// 64 bits: where the page's generation is counted.
+    Cell,
+    /// 32 bits: the generation.
+    Generation,
+}
+
+/// Where such a number is, in bytes from the start of the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reference {
+    pub at: usize,
+    pub refers: Refers,
+}
+
 /// Code under construction.
 pub(super) struct Asm {
     /// Where the first byte will run.
@@ -45,6 +69,8 @@ pub(super) struct Asm {
     pub bytes: Vec<u8>,
     labels: Vec<Option<usize>>,
     fixups: Vec<(usize, Label)>,
+    /// What code refers to besides itself, if somebody wants to know.
+    pub references: Option<Vec<Reference>>,
 }
 
 impl Asm {
@@ -55,7 +81,7 @@ impl Asm {
     /// As [`Asm::new`], in a used buffer.
     pub fn in_buffer(base: u64, mut bytes: Vec<u8>) -> Self {
         bytes.clear();
-        Asm { base, bytes, labels: Vec::with_capacity(64), fixups: Vec::with_capacity(64) }
+        Asm { base, bytes, labels: Vec::with_capacity(64), fixups: Vec::with_capacity(64), references: None }
     }
 
     /// Where the next byte will run.
@@ -336,6 +362,20 @@ impl Asm {
         self.imm32(value);
     }
 
+    /// As [`Asm::mov_imm32`], of a number that is noted.
+    pub fn mov_number(&mut self, reg: u8, number: u32, refers: Refers) {
+        self.mov_imm32(reg, number);
+        self.refer(4, refers);
+    }
+
+    /// The last bytes are a number that refers to something.
+    pub fn refer(&mut self, bytes: usize, refers: Refers) {
+        let at = self.bytes.len() - bytes;
+        if let Some(references) = &mut self.references {
+            references.push(Reference { at, refers });
+        }
+    }
+
     pub fn mov_imm64(&mut self, reg: u8, value: u64) {
         self.rex(true, 0, 0, reg);
         self.bytes.push(0xb8 | reg & 7);
@@ -421,6 +461,7 @@ impl Asm {
         self.bytes.push(opcode);
         let next = self.here() + 4;
         self.imm32(target.wrapping_sub(next) as u32);
+        self.refer(4, Refers::Thunk(target));
     }
 
     /// Jump to an address in the same code memory.

@@ -4,7 +4,7 @@
 //! any other transfer, at the end of the page, or at its longest. Rare ways (slow accesses, ways out)
 //! are collected and emitted behind the block.
 
-use super::asm::{Asm, Label, S1, S2, cc};
+use super::asm::{Asm, Label, Reference, Refers, S1, S2, cc};
 use super::dead::Remake;
 use super::flags::{FlagHome, FlagUse, flag_use, undefined_flags};
 use super::memory::{GuestAddress, Policy};
@@ -12,10 +12,12 @@ use super::share::{PLAIN, Plan, Share};
 use super::shared::{EVENT_MASK, EVENTS};
 use super::thunks::{Exit, Thunks};
 use super::unit::{Entries, Link, Next, PAGE, Site};
+use crate::code::LONGEST_INSN;
 use crate::debug::PageOffsets;
 use crate::decode;
 use crate::system::SystemState;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess};
+use std::ops::Range;
 
 /// Instructions in a block, at most.
 pub(super) const LONGEST_BLOCK: usize = 48;
@@ -104,6 +106,8 @@ pub(super) struct Context<'a> {
     pub memory_start: u64,
     /// Addresses that no block has, or goes beyond.
     pub cuts: Option<&'a PageOffsets>,
+    /// The block is to be kept for other runs.
+    pub portable: bool,
 }
 
 /// A block under construction.
@@ -141,6 +145,8 @@ pub(super) struct Builder<'a> {
     pub call: Option<i64>,
     /// An instruction could not be encoded with host registers: there will be no block.
     pub failed: bool,
+    /// Bytes of the page on which the translation depends.
+    depends: Option<Range<u16>>,
 }
 
 /// A translated block.
@@ -152,13 +158,19 @@ pub(super) struct Built {
     pub all_copied: bool,
     /// Flags that the manual leaves undefined somewhere in the block.
     pub undefined: u64,
+    /// Bytes of the page on which the translation depends.
+    pub depends: Range<u16>,
+    /// What the code refers to, if the context asked for it.
+    pub references: Option<Vec<Reference>>,
 }
 
 impl<'a> Builder<'a> {
     /// A builder of code for `base` in a used buffer.
     pub fn new(base: u64, buffer: Vec<u8>, context: Context<'a>) -> Self {
+        let mut asm = Asm::in_buffer(base, buffer);
+        asm.references = context.portable.then(Vec::new);
         Builder {
-            asm: Asm::in_buffer(base, buffer),
+            asm,
             context,
             policy: Policy::Table,
             flags: FlagHome::Saved,
@@ -180,6 +192,7 @@ impl<'a> Builder<'a> {
             site: None,
             call: None,
             failed: false,
+            depends: None,
         }
     }
 
@@ -190,6 +203,10 @@ impl<'a> Builder<'a> {
             (self.context.sites.len(), self.context.links.len(), self.context.shares.len());
         let (plain, start) = (start & PLAIN != 0, start & !PLAIN);
         self.instructions = self.decode(start);
+        for at in 0..self.instructions.len() {
+            let instruction = self.instructions[at];
+            self.depend_on(&instruction);
+        }
         self.plan(plain);
         let wish = self.wish();
         let first = self.instructions.first()?;
@@ -244,7 +261,19 @@ impl<'a> Builder<'a> {
             live: self.address_of(live),
             prefers_live: wish != FlagHome::Saved,
         };
-        Some(Built { code: self.asm.bytes, entries, insns, all_copied: self.all_copied, undefined })
+        let (depends, references) = (self.depends.unwrap_or_default(), self.asm.references.take());
+        let all_copied = self.all_copied;
+        Some(Built { code: self.asm.bytes, entries, insns, all_copied, undefined, depends, references })
+    }
+
+    /// The translation depends on the bytes of an instruction of the page.
+    pub fn depend_on(&mut self, i: &Instruction) {
+        let start = i.ip() as u16;
+        // What is no instruction could be one with other bytes behind it.
+        let len = if i.is_invalid() { LONGEST_INSN } else { i.len() };
+        let end = (usize::from(start) + len).min(PAGE) as u16;
+        let before = self.depends.take().unwrap_or(start..end);
+        self.depends = Some(before.start.min(start)..before.end.max(end));
     }
 
     fn address_of(&self, label: Label) -> u32 {
@@ -312,7 +341,9 @@ impl<'a> Builder<'a> {
         a.test_gs32(EVENT_MASK, S1);
         a.jcc(cc::NE, leave);
         a.mov_imm64(S1, cell);
+        a.refer(8, Refers::Cell);
         a.cmp_dword(S1, generation);
+        a.refer(4, Refers::Generation);
         a.jcc(cc::NE, leave);
         self.cold.push(Cold::Leave { from: leave, start });
         outer
@@ -356,7 +387,7 @@ impl<'a> Builder<'a> {
         self.tell_x87();
         self.save_flags();
         let site = self.site();
-        self.asm.mov_imm32(S2, site as u32);
+        self.asm.mov_number(S2, site as u32, Refers::Site);
         self.asm.call_to(self.context.thunks.call_site);
         self.clobbered();
         After::Next
@@ -424,10 +455,10 @@ impl<'a> Builder<'a> {
                     if let Some(remake) = remake {
                         self.emit_remake(&remake);
                     }
-                    self.asm.mov_imm32(S2, site as u32);
+                    self.asm.mov_number(S2, site as u32, Refers::Site);
                     self.asm.call_to(self.context.thunks.call_site);
                     for site in more {
-                        self.asm.mov_imm32(S2, site as u32);
+                        self.asm.mov_number(S2, site as u32, Refers::Site);
                         self.asm.call_to(self.context.thunks.call_site);
                     }
                     self.back_to(back, flags);
@@ -446,7 +477,7 @@ impl<'a> Builder<'a> {
                         self.in_page_address(target);
                         self.asm.store_gs(super::shared::SPARE, S1);
                     }
-                    self.asm.mov_imm32(S1, site as u32);
+                    self.asm.mov_number(S1, site as u32, Refers::Site);
                     self.asm.call_to(self.context.thunks.call_note);
                     self.back_to(back, flags);
                 }
@@ -462,7 +493,7 @@ impl<'a> Builder<'a> {
                 Cold::Vector { from, back, site, level, x87 } => {
                     self.asm.bind(from);
                     self.tell_on_side_way(x87);
-                    self.asm.mov_imm32(S2, site as u32);
+                    self.asm.mov_number(S2, site as u32, Refers::Site);
                     self.asm.mov_imm32(S1, u32::from(level));
                     self.asm.call_to(self.context.thunks.call_vector);
                     self.asm.jmp(back);

@@ -133,6 +133,7 @@ impl Builder<'_> {
         let bytes = page.get(usize::from(target)..).unwrap_or_default();
         for i in Decoder::with_ip(64, bytes, u64::from(target), DecoderOptions::NONE).iter().take(HORIZON / 4)
         {
+            self.depend_on(&i);
             if has_access(&i) || i.rflags_read() != 0 || !self.is_surely_copied(&i) {
                 return false;
             }

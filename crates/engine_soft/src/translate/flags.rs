@@ -9,9 +9,10 @@ use super::asm::{RAX, RCX, S1, S2};
 use super::block::{Builder, Cold};
 use super::shared::{FLAGS, SPARE_RAX};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use serde::{Deserialize, Serialize};
 
 /// Which copy of the flags is good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FlagHome {
     /// RFLAGS only.
     Live,

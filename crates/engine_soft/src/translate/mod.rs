@@ -9,6 +9,7 @@
 //! | [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
 //! | [`thunks`], [`runtime`] | ways in and out, calls to the interpreter |
 //! | [`perf_map`] | names of blocks for Linux perf |
+//! | [`portable`], [`store`] | translations for other runs |
 //! | [`cache`], [`asm`], [`shared`] | memory for code, bytes of code, fields that code reaches |
 //!
 //! # Model
@@ -42,11 +43,13 @@ mod jumps;
 mod memory;
 mod operand;
 pub mod perf_map;
+mod portable;
 mod runtime;
 mod share;
 pub(crate) mod shared;
 mod stack;
 mod stats;
+pub mod store;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -71,8 +74,10 @@ use share::{PLAIN, Share};
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use store::TranslationStore;
 use thunks::{Exit, Thunks};
 use timer::Deadline;
 use unit::{CodePage, Entries, Link, PAGE, Site, Unit};
@@ -91,7 +96,7 @@ const LOOK_BACK: usize = 256;
 type AddressMap<T> = HashMap<u64, T, BuildHasherDefault<AddressHasher>>;
 
 /// What a translator is made with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TranslationSettings {
     /// Bytes of code memory.
     pub cache_size: usize,
@@ -103,11 +108,20 @@ pub struct TranslationSettings {
     pub calm: u32,
     /// Write [`perf_map::PerfMap::of_process`].
     pub perf_map: bool,
+    /// Where translations of earlier runs are.
+    pub store: Option<Arc<TranslationStore>>,
 }
 
 impl Default for TranslationSettings {
     fn default() -> Self {
-        TranslationSettings { cache_size: 12 << 20, warm_up: 0, verify: 0, calm: 4, perf_map: false }
+        TranslationSettings {
+            cache_size: 12 << 20,
+            warm_up: 0,
+            verify: 0,
+            calm: 4,
+            perf_map: false,
+            store: None,
+        }
     }
 }
 
@@ -120,6 +134,8 @@ pub struct TranslationCounts {
     pub blocks: u64,
     /// Guest instructions in them.
     pub insns: u64,
+    /// Blocks taken from a store.
+    pub installed: u64,
     /// Direct jumps linked.
     pub links: u64,
     /// Pages whose translations were stale.
@@ -138,6 +154,7 @@ pub struct TranslationCounts {
 pub struct Translator {
     calm: u32,
     perf_map: Option<Arc<PerfMap>>,
+    store: Option<Arc<TranslationStore>>,
     memory: CodeMemory,
     thunks: Thunks,
     jumps: JumpCache,
@@ -198,6 +215,7 @@ impl Translator {
             deadline: Deadline::new(events),
             warm_up: settings.warm_up,
             verify: settings.verify,
+            store: settings.store,
             calm: settings.calm,
             until_verified: settings.verify,
             no_jumps: JumpCache::new(),
@@ -247,6 +265,15 @@ impl Translator {
         rip_page: u64,
     ) -> Option<Entries> {
         let unit = self.units.get(unit_number as usize)?;
+        let store = self.store.clone().filter(|_| cuts.is_none());
+        let mode = unit.code_size;
+        if let Some(store) = &store
+            && let Some(entries) = store.find(mode, offset, page, |block| self.install(block, unit_number))
+        {
+            return entries;
+        }
+        let before = self.counts_before();
+        let unit = self.units.get(unit_number as usize)?;
         let context = Context {
             thunks: self.thunks,
             sites: &mut self.sites,
@@ -259,15 +286,21 @@ impl Translator {
             generation: unit.generation(),
             memory_start: self.memory.start(),
             cuts,
+            portable: store.is_some(),
         };
         let built = Builder::new(self.memory.next_address(), std::mem::take(&mut self.buffer), context)
             .build(offset)?;
         let (host, len) = (self.memory.next_address(), built.code.len());
-        let added = self.memory.add(&built.code);
-        self.buffer = built.code;
-        if !added {
+        if !self.memory.add(&built.code) {
+            self.buffer = built.code;
             return None;
         }
+        if let Some(store) = &store
+            && let Some(block) = self.portable(&built, page, (mode, offset), host, before)
+        {
+            store.add(page, &block);
+        }
+        self.buffer = built.code;
         self.blocks.insert(block_key(unit_number, offset), built.entries);
         if self.verify > 0 && built.all_copied {
             let outer = self.memory.start() + u64::from(built.entries.outer);
@@ -288,16 +321,30 @@ impl Translator {
 
     /// Whether code without a translation is to be interpreted once more, which is noted.
     fn is_cold(&mut self, physical: u64) -> bool {
-        let slot = (physical ^ physical >> 16) as usize % VISITS;
-        let Some(visits) = self.visits.get_mut(slot) else { return false };
+        let Some(visits) = self.visits.get_mut(Self::visit(physical)) else { return false };
         let cold = u32::from(*visits) < self.warm_up;
         *visits = visits.saturating_add(1);
         cold
     }
 
+    fn was_never_visited(&self, physical: u64) -> bool {
+        self.store.is_some() && self.visits.get(Self::visit(physical)) == Some(&0)
+    }
+
+    /// Where visits of an address are counted.
+    fn visit(physical: u64) -> usize {
+        (physical ^ physical >> 16) as usize % VISITS
+    }
+
     fn is_full(&self) -> bool {
         self.memory.is_almost_full() || self.sites.len() > MOST_SITES || self.links.len() > MOST_SITES
     }
+}
+
+/// Bytes of a page that a block from an address in it on, or a look back from it, can reach.
+fn reach(offset: u16) -> Range<usize> {
+    let first = usize::from(offset & !PLAIN);
+    first.saturating_sub(LOOK_BACK)..PAGE.min(first + LONGEST_BLOCK * LONGEST_INSN)
 }
 
 /// Key of [`Translator::blocks`].
@@ -316,6 +363,9 @@ enum Step {
 impl Cpu {
     /// Gives the processor a translator.
     pub fn enable_translation(&mut self, settings: TranslationSettings) -> io::Result<()> {
+        if let Some(store) = &settings.store {
+            store.load(&self.system);
+        }
         self.translator = Some(Box::new(Translator::new(settings, Arc::clone(&self.events))?));
         Ok(())
     }
@@ -464,7 +514,11 @@ impl Cpu {
         let entries = self.unit_at(&mut translator, physical).and_then(|unit| {
             let offset = (physical & 0xfff) as u16;
             let known = translator.known_block(unit, offset);
-            if known.is_none() && translator.is_cold(physical) {
+            let first = translator.was_never_visited(physical);
+            if known.is_none()
+                && translator.is_cold(physical)
+                && !(first && self.is_stored(&translator, unit, offset))
+            {
                 return None;
             }
             self.translated(&mut translator, unit, offset)
@@ -509,17 +563,29 @@ impl Cpu {
         if let Some(entries) = translator.known_block(unit, offset) {
             return Some(entries);
         }
-        let mut bytes = [0; PAGE];
-        let first = usize::from(offset & !PLAIN);
-        let needed = first.saturating_sub(LOOK_BACK)..PAGE.min(first + LONGEST_BLOCK * LONGEST_INSN);
-        let page = translator.units.get(unit as usize)?.page;
-        self.memory.read(page + needed.start as u64, bytes.get_mut(needed)?).ok()?;
+        let bytes = self.page_bytes(translator, unit, offset)?;
         // What was read is of the unit's generation, or of a store that is just going to end it.
         if !translator.units.get(unit as usize)?.is_current() {
             return None;
         }
         let rip_page = self.shared.rip_page;
         translator.block(&self.system, self.cuts(), unit, offset, &bytes, rip_page)
+    }
+
+    /// Bytes of the unit's page within [`reach`], and zeros.
+    fn page_bytes(&self, translator: &Translator, unit: u32, offset: u16) -> Option<[u8; PAGE]> {
+        let (mut bytes, needed) = ([0; PAGE], reach(offset));
+        let page = translator.units.get(unit as usize)?.page;
+        self.memory.read(page + needed.start as u64, bytes.get_mut(needed)?).ok()?;
+        Some(bytes)
+    }
+
+    /// Whether there is a translation of code that was never run here.
+    fn is_stored(&self, translator: &Translator, unit: u32, offset: u16) -> bool {
+        let (Some(store), Some(at)) = (&translator.store, translator.units.get(unit as usize)) else {
+            return false;
+        };
+        self.page_bytes(translator, unit, offset).is_some_and(|page| store.has(at.code_size, offset, &page))
     }
 
     /// The instruction of a site, to which RIP is set. `None` if its code has changed meanwhile.

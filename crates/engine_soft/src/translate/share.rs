@@ -24,7 +24,7 @@
 //! instructions of [`Values::follow`]; every other one that writes it makes a new key. Whatever may change
 //! translations is interpreted, and ends all groups.
 
-use super::asm::{Alu, S1, S2, cc};
+use super::asm::{Alu, Refers, S1, S2, cc};
 use super::block::{Builder, Cold, LONGEST_BLOCK};
 use super::flags::{FlagHome, FlagUse, flag_use};
 use super::memory::{GuestAddress, HostOperand, Want};
@@ -34,6 +34,7 @@ use crate::cpu::gpr;
 use crate::mmu::{OFFSET, TlbEntry};
 use crate::system::SystemState;
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
+use serde::{Deserialize, Serialize};
 use std::mem::offset_of;
 
 /// In an address in a page: the block is to have no groups.
@@ -48,8 +49,9 @@ const RSP: u8 = gpr::RSP / 8;
 const RBP: u8 = gpr::RBP / 8;
 
 /// The check of a group, for [`Cpu::fill_share`](crate::cpu::Cpu::fill_share).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Share {
+    #[serde(skip)]
     pub unit: u32,
     /// Address of the instruction in the page.
     pub offset: u16,
@@ -490,7 +492,7 @@ impl Builder<'_> {
         self.context.shares.push(share);
         let number = self.context.shares.len() as u32 - 1;
         self.linear(start);
-        self.asm.mov_imm32(S2, number);
+        self.asm.mov_number(S2, number, Refers::Share);
         self.asm.call_to(self.context.thunks.call_share);
         self.asm.jmp(retry);
     }

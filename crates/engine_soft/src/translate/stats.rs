@@ -17,6 +17,7 @@ impl Translator {
             ("translated_entries".to_owned(), counts.entries),
             ("translated_blocks".to_owned(), counts.blocks),
             ("translated_instructions".to_owned(), counts.insns),
+            ("stored_blocks_used".to_owned(), counts.installed),
             ("translated_bytes".to_owned(), self.memory.used() as u64),
             ("links".to_owned(), counts.links),
             ("stale_pages".to_owned(), counts.stale),

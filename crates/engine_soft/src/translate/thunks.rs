@@ -82,6 +82,26 @@ pub(super) struct Thunks {
 }
 
 impl Thunks {
+    /// What blocks go to, in an order of its own.
+    fn all(&self) -> [u64; 11] {
+        let [lookup, link, event, in_page, interpret] =
+            [Exit::Lookup, Exit::Link, Exit::EventAtLink, Exit::InPage, Exit::Interpret]
+                .map(|exit| self.leave(exit));
+        let calls = [self.call_site, self.call_note, self.call_vector, self.call_x87, self.call_share];
+        let [site, note, vector, x87, share] = calls;
+        [lookup, link, event, in_page, interpret, site, note, vector, x87, share, self.enter]
+    }
+
+    /// Number of the fixed code at an address.
+    pub fn number_of(&self, address: u64) -> Option<u8> {
+        self.all().iter().position(|&thunk| thunk == address).map(|number| number as u8)
+    }
+
+    /// Address of the fixed code with a number.
+    pub fn with_number(&self, number: u8) -> Option<u64> {
+        self.all().get(usize::from(number)).copied()
+    }
+
     /// Code that leaves for `exit`; its argument is in [`S2`].
     pub fn leave(&self, exit: Exit) -> u64 {
         self.leave[(exit as usize).min(5)]
@@ -316,6 +336,11 @@ fn call(a: &mut Asm, function: u64, unwind: u64, moves: &Moves) {
     a.jmp_to(unwind);
 }
 
+/// Features of the host that change how blocks are translated: [`Thunks::bmi2`] and [`Thunks::x87`].
+pub(super) fn host_features() -> [bool; 2] {
+    [is_x86_feature_detected!("bmi2"), is_x86_feature_detected!("xsave")]
+}
+
 /// Writes the fixed code to the front of `memory`.
 pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunks> {
     let mut a = Asm::new(memory.next_address());
@@ -328,15 +353,15 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
     save_vectors(&mut a, avx);
     let load_at = a.here();
     load_vectors(&mut a, avx);
-    let x87 = is_x86_feature_detected!("xsave").then(|| {
+    let [_, has_x87] = host_features();
+    let x87 = has_x87.then(|| {
         let at = a.here();
         save_x87(&mut a);
         let load_at = a.here();
         load_x87(&mut a);
         [at, load_at]
     });
-    thunks.x87 = x87.is_some();
-    thunks.bmi2 = is_x86_feature_detected!("bmi2");
+    [thunks.bmi2, thunks.x87] = host_features();
     let moves = Moves { vectors: [save_at, load_at], x87 };
     thunks.call_site = a.here();
     call(&mut a, runtime::run_site as *const () as u64, unwind_at, &moves);

@@ -5,7 +5,7 @@
 //! Events are looked at on the way back inside a page, and at the outer entry of each block, so no loop can
 //! go on without.
 
-use super::asm::{Alu, Label, S1, S2, cc};
+use super::asm::{Alu, Label, Refers, S1, S2, cc};
 use super::block::{After, Builder, Cold, Undo, Unknown};
 use super::dead::Remake;
 use super::flags::FlagHome;
@@ -109,13 +109,13 @@ impl Builder<'_> {
         if let Some(remake) = &remake {
             self.emit_remake(remake);
         }
-        self.asm.mov_imm32(S2, link);
+        self.asm.mov_number(S2, link, Refers::Link);
         self.asm.jmp_to(self.context.thunks.leave(Exit::EventAtLink));
         self.asm.bind(from);
         if let Some(remake) = &remake {
             self.emit_remake(remake);
         }
-        self.asm.mov_imm32(S2, link);
+        self.asm.mov_number(S2, link, Refers::Link);
         self.asm.jmp_to(self.context.thunks.leave(Exit::Link));
     }
 
@@ -132,7 +132,7 @@ impl Builder<'_> {
             self.emit_save();
         }
         let link = self.link(at, target, flags);
-        self.asm.mov_imm32(S2, link);
+        self.asm.mov_number(S2, link, Refers::Link);
         self.asm.jmp_to(self.context.thunks.leave(Exit::Link));
     }
 
@@ -212,7 +212,7 @@ impl Builder<'_> {
             if stack != 0 {
                 a.lea(super::asm::GUEST_RSP, super::asm::GUEST_RSP, stack);
             }
-            a.mov_imm32(S2, site as u32);
+            a.mov_number(S2, site as u32, Refers::Site);
             a.call_to(self.context.thunks.call_site);
             // The interpreter has jumped or faulted, and does not come back.
             a.raw(&[0x0f, 0x0b]);

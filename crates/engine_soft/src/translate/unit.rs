@@ -4,6 +4,7 @@
 //! through the jump cache, whose targets check their unit's generation. So nothing has to be unlinked.
 
 use super::flags::FlagHome;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes of a page.
@@ -13,7 +14,7 @@ pub(super) const PAGE: usize = 0x1000;
 const LONGEST_REST: u32 = 12;
 
 /// Where a block can be entered, from the start of code memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Entries {
     /// From anywhere, flags saved: looks at events and at the generation first.
     pub outer: u32,
@@ -37,7 +38,7 @@ impl Entries {
 }
 
 /// Where execution goes after an instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Next {
     /// To the instruction behind it, this far from it.
     Behind(u8),

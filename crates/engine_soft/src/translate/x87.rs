@@ -10,7 +10,7 @@
 //! blocks, where somebody could look at it, and put into the image when that is stored. As long as nothing is
 //! unmasked, the last opcode and data address stay what they were.
 
-use super::asm::{S1, S2, cc};
+use super::asm::{Refers, S1, S2, cc};
 use super::block::{After, Builder, Cold, Unknown, is_offered};
 use super::flags::FlagUse;
 use super::memory::{GuestAddress, Want};
@@ -164,7 +164,7 @@ impl Builder<'_> {
     /// Emits the way to loaded registers.
     pub fn emit_want_x87(&mut self, from: super::asm::Label, back: super::asm::Label, site: usize) {
         self.asm.bind(from);
-        self.asm.mov_imm32(S2, site as u32);
+        self.asm.mov_number(S2, site as u32, Refers::Site);
         self.asm.call_to(self.context.thunks.call_x87);
         self.asm.jmp(back);
     }

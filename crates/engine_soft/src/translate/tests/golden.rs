@@ -137,6 +137,7 @@ fn translated(assemble: fn(&mut CodeAssembler) -> Assembled) -> String {
         generation: (0x1234_5678_9abc, 7),
         memory_start: BASE,
         cuts: None,
+        portable: false,
     };
     let built = Builder::new(BASE, Vec::new(), context).build(0x100).expect("the block can be translated");
     text_of(&built.code, BASE)

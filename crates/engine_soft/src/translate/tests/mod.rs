@@ -13,12 +13,12 @@ use engine::{VcpuIo, VmExit};
 use iced_x86::Formatter;
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, OpCodeOperandKind as Kind, Register};
 
-struct NoDevices;
+pub(super) struct NoDevices;
 
 impl VcpuIo for NoDevices {}
 
 /// Xorshift.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -28,7 +28,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 16) % limit
     }
 
@@ -51,7 +51,7 @@ impl Random {
 /// Registers that hold addresses and are rarely written.
 const POINTERS: [u8; 4] = [3, 5, 12, 14];
 
-fn codes() -> Vec<Code> {
+pub(super) fn codes() -> Vec<Code> {
     use iced_x86::Mnemonic as M;
     let wanted = |code: &Code| {
         let info = code.op_code();
@@ -77,7 +77,7 @@ fn codes() -> Vec<Code> {
 }
 
 /// SSE and AVX instructions on registers and plain memory.
-fn vector_codes() -> Vec<Code> {
+pub(super) fn vector_codes() -> Vec<Code> {
     let wanted = |code: &Code| {
         let info = code.op_code();
         let encoding =
@@ -104,7 +104,7 @@ impl Masked for Code {
 }
 
 /// x87 instructions, those that load and store whole environments left out.
-fn x87_codes() -> Vec<Code> {
+pub(super) fn x87_codes() -> Vec<Code> {
     let wanted = |code: &Code| {
         let info = code.op_code();
         let value = if info.op_code_len() == 2 { info.op_code() >> 8 } else { info.op_code() };
@@ -326,7 +326,7 @@ fn immediate_kind(kind: Kind) -> iced_x86::OpKind {
 }
 
 /// A random program that ends in HLT, with forward branches and calls of the next instruction.
-fn program(random: &mut Random, codes: &[Code]) -> Vec<u8> {
+pub(super) fn program(random: &mut Random, codes: &[Code]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut left = 4 + random.below(20);
     while left > 0 {
@@ -449,13 +449,23 @@ fn differential(cases: u64, seed: u64, codes: &[Code]) {
 
 /// Runs programs, which end with HLT, by both tiers, some of them in a loop.
 fn differential_of(cases: u64, seed: u64, program: impl Fn(&mut Random) -> Vec<u8>) {
+    differential_with(cases, seed, program, super::TranslationSettings::default());
+}
+
+/// As [`differential_of`], with other settings; tells what the translator counted.
+pub(super) fn differential_with(
+    cases: u64,
+    seed: u64,
+    program: impl Fn(&mut Random) -> Vec<u8>,
+    settings: super::TranslationSettings,
+) -> super::TranslationCounts {
     let mut random = Random(seed);
     let ram = [harness::memory(), harness::memory()];
     let start = harness::long_state();
     let mut interpreted = harness::cpu_in(ram[0].clone(), &start);
     let mut translated = harness::cpu_in(ram[1].clone(), &start);
     translated
-        .enable_translation(super::TranslationSettings { cache_size: 4 << 20, ..Default::default() })
+        .enable_translation(super::TranslationSettings { cache_size: 4 << 20, ..settings })
         .expect("the host has memory");
     let area = (UNMAPPED - DATA) as usize;
     let mut faults = 0;
@@ -489,11 +499,12 @@ fn differential_of(cases: u64, seed: u64, program: impl Fn(&mut Random) -> Vec<u
         assert!(stacks[0] == stacks[1], "case {case}: stacks differ");
     }
     let counts = translated.translator.as_ref().map(|t| t.counts).unwrap_or_default();
-    assert!(counts.blocks > cases / 2, "code was translated: {counts:?}");
+    assert!(counts.blocks + counts.installed > cases / 2, "code was translated: {counts:?}");
     assert!(
         faults > cases / 100 && faults < cases * 19 / 20,
         "faults and ends both happen: {faults} of {cases}"
     );
+    counts
 }
 
 #[test]

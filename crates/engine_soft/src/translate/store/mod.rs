@@ -1,0 +1,208 @@
+//! [`TranslationStore`]: translations that survive the run that made them.
+//!
+//! A store is a directory with one file for each set of [`Dependencies`]. A machine reads its file when it starts,
+//! takes translations from it instead of making them, adds those that it had to make, and writes the file anew when
+//! it ends. Processors of a machine share the store, so what one has translated the others take, too.
+//!
+//! # When a translation may be used
+//! Never because of an address or a name: a translation is found by the guest's bytes at the place of the page where
+//! it is wanted, and used only if all bytes that it was made of are there, in the same mode. What else it depends on,
+//! this very program, the features of the host and of the guest's processor, is in the name and in the head of the
+//! file.
+//!
+//! # Trust
+//! What is in a file runs with the rights of the process, so a store is trusted as the program itself is: directory and
+//! file must belong to the user who runs Vireo, and nobody else may write to them; anything else is refused. A file
+//! has a SHA-256 sum over everything in it. One that is damaged, or no store at all, is not used, and replaced at the
+//! end. A guest decides which of its bytes are translated, never what becomes of them.
+//!
+//! Files hold bytes of guests' code, and are readable for their owner only.
+
+mod file;
+mod prepare;
+#[cfg(test)]
+mod tests;
+
+pub use file::StoreError;
+pub use prepare::{Preparation, PrepareError, Prepared};
+
+use super::portable::Portable;
+use super::unit::PAGE;
+use crate::system::SystemState;
+use parking_lot::RwLock;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes that translations of one file may have.
+pub const LARGEST: usize = 128 << 20;
+
+/// Guest bytes in the key of a translation.
+const KEY_BYTES: usize = 16;
+
+/// What translations depend on besides the guest's bytes.
+pub(crate) type Dependencies = [u8; 32];
+
+/// Translations by key, as they are in the file.
+#[derive(Default)]
+struct Records {
+    /// Encoded [`Portable`]s, one after the other.
+    bytes: Vec<u8>,
+    /// Where they are, by key.
+    index: HashMap<u64, Vec<(u32, u32)>>,
+}
+
+impl Records {
+    fn at(&self, key: u64) -> impl Iterator<Item = &[u8]> {
+        let places = self.index.get(&key).map_or(&[][..], Vec::as_slice);
+        places.iter().filter_map(|&(at, len)| self.bytes.get(at as usize..)?.get(..len as usize))
+    }
+
+    fn add(&mut self, key: u64, record: &[u8]) -> bool {
+        let at = self.bytes.len();
+        if at + record.len() > LARGEST {
+            return false;
+        }
+        self.bytes.extend_from_slice(record);
+        self.index.entry(key).or_default().push((at as u32, record.len() as u32));
+        true
+    }
+}
+
+/// A store, as one set of dependencies sees it.
+pub struct TranslationStore {
+    directory: PathBuf,
+    /// Set when the first processor asks.
+    opened: std::sync::OnceLock<Opened>,
+}
+
+struct Opened {
+    dependencies: Dependencies,
+    records: RwLock<Records>,
+    /// Something was added.
+    changed: AtomicBool,
+}
+
+impl std::fmt::Debug for TranslationStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TranslationStore").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+/// Digest of this program: translations hold offsets of its structures.
+fn program() -> std::io::Result<[u8; 32]> {
+    let mut digest = Sha256::new();
+    std::io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut digest)?;
+    Ok(digest.finalize().into())
+}
+
+/// Digest of everything that translations depend on besides the guest's bytes.
+fn dependencies(system: &SystemState) -> std::io::Result<Dependencies> {
+    let mut digest = Sha256::new();
+    digest.update(program()?);
+    digest.update(super::thunks::host_features().map(u8::from));
+    digest.update(system.instruction_features().iter().map(|&has| u8::from(has)).collect::<Vec<_>>());
+    Ok(digest.finalize().into())
+}
+
+/// The first bytes of code at an address in a page, perhaps with [`PLAIN`](super::share::PLAIN).
+pub(super) fn head(start: u16, page: &[u8]) -> &[u8] {
+    let first = usize::from(start & !super::share::PLAIN);
+    page.get(first..page.len().min(first + KEY_BYTES)).unwrap_or_default()
+}
+
+/// Key of a translation in a mode, at an address in a page, perhaps with [`PLAIN`](super::share::PLAIN).
+fn key(mode: u8, start: u16, page: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (mode, start, head(start, page)).hash(&mut hasher);
+    hasher.finish()
+}
+
+impl TranslationStore {
+    /// The store in a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// When the directory cannot be made, is somebody else's, or others may write to it.
+    pub fn open(directory: &Path) -> Result<Arc<Self>, StoreError> {
+        file::check_directory(directory)?;
+        Ok(Arc::new(TranslationStore { directory: directory.to_owned(), opened: std::sync::OnceLock::new() }))
+    }
+
+    /// Reads what there is for a processor. All processors of a machine have one model, so the first decides.
+    pub(super) fn load(&self, system: &SystemState) {
+        self.opened.get_or_init(|| {
+            let read = dependencies(system).map_err(|source| StoreError::Io {
+                path: "/proc/self/exe".into(),
+                doing: "reading",
+                source,
+            });
+            let (dependencies, records) = match read {
+                Ok(dependencies) => {
+                    let records = file::read(&self.directory, &dependencies);
+                    (dependencies, records)
+                }
+                Err(error) => ([0; 32], Err(error)),
+            };
+            let records = records.unwrap_or_else(|error| {
+                tracing::error!("{error}; translations are made anew");
+                Records::default()
+            });
+            Opened { dependencies, records: RwLock::new(records), changed: AtomicBool::new(false) }
+        });
+    }
+
+    /// Gives the translation of the code at an address of a page to `take`, if there is one.
+    pub(super) fn find<R>(
+        &self,
+        mode: u8,
+        start: u16,
+        page: &[u8; PAGE],
+        take: impl FnOnce(&Portable<'_>) -> R,
+    ) -> Option<R> {
+        let records = self.opened.get()?.records.read();
+        let found = records.at(key(mode, start, page)).find_map(|record| {
+            let block: Portable<'_> = postcard::from_bytes(record).ok()?;
+            (block.mode == mode && block.start == start && block.is_of(page)).then_some(block)
+        })?;
+        Some(take(&found))
+    }
+
+    /// Whether there is one.
+    pub(super) fn has(&self, mode: u8, start: u16, page: &[u8; PAGE]) -> bool {
+        self.find(mode, start, page, |_| ()).is_some()
+    }
+
+    /// Keeps a translation, if there is room.
+    pub(super) fn add(&self, page: &[u8; PAGE], block: &Portable<'_>) {
+        let (Some(opened), Ok(record)) = (self.opened.get(), postcard::to_stdvec(block)) else { return };
+        if self.has(block.mode, block.start, page) {
+            return;
+        }
+        if opened.records.write().add(key(block.mode, block.start, page), &record) {
+            opened.changed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes what was added. What another machine wrote meanwhile stays.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self) -> Result<(), StoreError> {
+        let Some(opened) = self.opened.get() else { return Ok(()) };
+        if !opened.changed.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let records = opened.records.read();
+        file::write(&self.directory, &opened.dependencies, &records)
+    }
+
+    /// Translations in it, and their bytes.
+    pub fn size(&self) -> (usize, usize) {
+        let Some(opened) = self.opened.get() else { return (0, 0) };
+        let records = opened.records.read();
+        (records.index.values().map(Vec::len).sum(), records.bytes.len())
+    }
+}
