@@ -271,7 +271,7 @@ mod tests {
     fn page(number: u64, physical: u64, global: bool) -> Page {
         let read = number << 12;
         let entry = TlbEntry { read, write: read, addend: physical, flags: std::ptr::null() };
-        Page { entry, physical, writable: number % 3 != 0, global }
+        Page { entry, physical, writable: !number.is_multiple_of(3), global }
     }
 
     fn holds(array: &Array, number: u64) -> bool {
