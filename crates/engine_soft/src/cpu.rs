@@ -8,6 +8,7 @@ use crate::interp::x87::FpuState;
 use crate::mmu::Mmu;
 use crate::system::SystemState;
 use crate::translate::Translator;
+use crate::translate::kind::CodeKind;
 use crate::translate::shared::Shared;
 use crate::translate::verify::StoreLog;
 use engine::{VcpuIo, VmExit};
@@ -111,6 +112,12 @@ pub struct Cpu {
     pub(crate) block_end: usize,
     /// Bases as the current mode applies them: zero for ES, CS, SS, DS in 64-bit mode.
     pub segment_base: [u64; 8],
+    /// First offsets behind ES to GS for reads, and for writes, in legacy modes; zero if each access has to be looked at.
+    pub(crate) segment_ends: [[u64; 8]; 2],
+    /// The highest start of a page whose code all lies inside the limit of CS, counted from its base.
+    pub(crate) last_code_page: i64,
+    /// What translated code takes for granted.
+    pub(crate) kind: CodeKind,
     /// Segments (bit = number) that are readable, based at zero and 4 GiB long, in legacy modes.
     pub(crate) flat_read: u8,
     /// As `flat_read`, and writable.
@@ -321,6 +328,7 @@ impl Cpu {
             self.segment_base[number] = if applies { self.segments[number].base } else { 0 };
         }
         self.update_flat_segments();
+        self.update_code_kind();
         self.update_translation_mode();
     }
 

@@ -221,7 +221,7 @@ impl Cpu {
     }
 
     /// Shortens the block to what lies inside the code segment's limit.
-    fn check_code_limit(&mut self, block: *const Block) -> Result<(), Stop> {
+    pub(crate) fn check_code_limit(&mut self, block: *const Block) -> Result<(), Stop> {
         // SAFETY: the running block, from the last lookup.
         let (bytes, insns) = unsafe { ((*block).bytes(), Block::insns(block)) };
         let limit = u64::from(self.segments[usize::from(seg::CS)].limit);

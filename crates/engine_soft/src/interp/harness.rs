@@ -17,7 +17,7 @@ pub(crate) const UNMAPPED: u64 = 0x10_0000;
 /// RAM in bytes.
 const RAM: u64 = 0x40_0000;
 /// Root of the page tables.
-const TABLES: u64 = 0x30_0000;
+pub(crate) const TABLES: u64 = 0x30_0000;
 
 /// A segment with a base of zero and 4 GiB.
 pub(crate) fn flat(selector: u16, attributes: u16) -> Segment {

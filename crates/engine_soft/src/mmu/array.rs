@@ -286,7 +286,7 @@ mod tests {
             let written = (number << 12) ^ entry.write <= OFFSET;
             let wanted = model.get(&number);
             assert!(!held || wanted.is_some(), "page {number:x} is void");
-            assert_eq!(written, held && number % 3 != 0, "page {number:x}");
+            assert_eq!(written, held && !number.is_multiple_of(3), "page {number:x}");
             if let (true, Some(&(physical, _))) = (held, wanted) {
                 assert_eq!((entry.addend, array.physical(number << 12)), (physical, physical));
             }

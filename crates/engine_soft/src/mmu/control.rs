@@ -2,6 +2,7 @@
 
 use super::{Accessor, LAST_SPACE, Mmu, OFFSET};
 use crate::cpu::{Cpu, Fault};
+use crate::translate::kind::CodeKind;
 use x86::{Cr0, Cr4, Efer, RFlags};
 
 /// In a fetch key: no address space, but global pages.
@@ -39,12 +40,14 @@ impl Cpu {
     }
 
     fn update_tags(&mut self) {
+        const WIDTH: u32 = CodeKind::WIDTH;
         self.update_array();
-        let code_size = u64::from(self.code_size >> 5);
+        let kind = u64::from(self.kind.bits());
         let mmu = &mut self.mmu;
         let user = self.cpl == 3;
         let space = if !user && mmu.global_code { EVERY_SPACE } else { u64::from(mmu.space) };
-        mmu.fetch_key = mmu.fetch_epoch << 16 | space << 4 | u64::from(user) << 2 | code_size;
+        mmu.fetch_key =
+            mmu.fetch_epoch << (WIDTH + 13) | space << (WIDTH + 1) | u64::from(user) << WIDTH | kind;
     }
 
     /// Code was fetched at CPL 0 to 2 from a page that is not global: from now on, until the next flush of global

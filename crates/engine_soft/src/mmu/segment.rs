@@ -64,12 +64,22 @@ impl Cpu {
     /// Recomputes which segments need no check.
     pub(crate) fn update_flat_segments(&mut self) {
         (self.flat_read, self.flat_write) = (0, 0);
+        if self.long64 {
+            return;
+        }
+        self.segment_ends = [[0; 8]; 2];
+        let typed = self.is_protected();
         for number in 0..6 {
             let held = self.segments[number];
+            if !expands_down(&held) {
+                let end = u64::from(held.limit) + 1;
+                let may = |access| !typed || type_allows(&held, access);
+                self.segment_ends[0][number] = if may(Access::Read) { end } else { 0 };
+                self.segment_ends[1][number] = if may(Access::Write) { end } else { 0 };
+            }
             if held.base != 0 || held.limit != u32::MAX || expands_down(&held) {
                 continue;
             }
-            let typed = self.is_protected();
             self.flat_read |= u8::from(!typed || type_allows(&held, Access::Read)) << number;
             self.flat_write |= u8::from(!typed || type_allows(&held, Access::Write)) << number;
         }

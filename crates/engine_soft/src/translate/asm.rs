@@ -20,6 +20,7 @@ pub(super) const RCX: u8 = 1;
 pub(super) enum Alu {
     Add = 0x03,
     And = 0x23,
+    Sub = 0x2b,
     Xor = 0x33,
     Cmp = 0x3b,
     Mov = 0x8b,
@@ -32,6 +33,8 @@ pub(super) mod cc {
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
     pub const A: u8 = 7;
+    pub const L: u8 = 12;
+    pub const G: u8 = 15;
 }
 
 /// A place in the code, known or not yet.
@@ -236,6 +239,65 @@ impl Asm {
         self.gs_modrm(reg, offset);
     }
 
+    /// `cmp gs:[offset], value` of 64 bits.
+    pub fn cmp_gs_imm(&mut self, offset: usize, value: i32) {
+        self.raw(&[0x65, 0x48, 0x81]);
+        self.gs_modrm(7, offset);
+        self.imm32(value as u32);
+    }
+
+    /// `test byte gs:[offset], value`.
+    pub fn test_gs8(&mut self, offset: usize, value: u8) {
+        self.raw(&[0x65, 0xf6]);
+        self.gs_modrm(0, offset);
+        self.bytes.push(value);
+    }
+
+    /// `cmp left, right` of 1, 2, 4 or 8 bytes; of one byte, between low bytes of RAX to RBX and R8 to R15.
+    pub fn compare_sized(&mut self, left: u8, right: u8, size: u8) {
+        if size == 2 {
+            self.bytes.push(0x66);
+        }
+        self.rex(size == 8, left, 0, right);
+        self.raw(&[if size == 1 { 0x3a } else { 0x3b }, 0xc0 | (left & 7) << 3 | right & 7]);
+    }
+
+    /// `mov to, from` of a byte: the low byte of RAX to RBX, or of R8 to R15.
+    pub fn mov8(&mut self, to: u8, from: u8) {
+        self.rex(false, to, 0, from);
+        self.raw(&[0x8a, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// `cmp reg, gs:[offset]` of 32 bits.
+    pub fn cmp_gs32(&mut self, reg: u8, offset: usize) {
+        self.bytes.push(0x65);
+        self.rex(false, reg, 0, 0);
+        self.bytes.push(Alu::Cmp as u8);
+        self.gs_modrm(reg, offset);
+    }
+
+    /// `movzx to, from` of 32 and 16 bits.
+    pub fn zero_extend16(&mut self, to: u8, from: u8) {
+        self.rex(false, to, 0, from);
+        self.raw(&[0x0f, 0xb7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// `mov to, from` of 16 bits, which keeps the rest.
+    pub fn mov16(&mut self, to: u8, from: u8) {
+        self.bytes.push(0x66);
+        self.mov32(to, from);
+    }
+
+    /// `lea reg, [base + disp]` of 32 bits, or of 16, which keeps the rest.
+    pub fn lea_narrow(&mut self, reg: u8, base: u8, disp: i32, bytes: u8) {
+        if bytes == 2 {
+            self.bytes.push(0x66);
+        }
+        self.rex(false, reg, 0, base);
+        self.bytes.push(0x8d);
+        self.modrm_base(reg, base, disp);
+    }
+
     /// `test gs:[offset], reg` of 32 bits.
     pub fn test_gs32(&mut self, offset: usize, reg: u8) {
         self.bytes.push(0x65);
@@ -351,6 +413,11 @@ impl Asm {
         self.modrm_base(reg, base, 0);
     }
 
+    /// Exchanges the low two bytes of RAX, RCX, RDX or RBX.
+    pub fn swap_bytes(&mut self, register: u8) {
+        self.raw(&[0x86, 0xc4 | (register & 3) << 3 | register & 3]);
+    }
+
     pub fn xchg(&mut self, a: u8, b: u8) {
         self.rex(true, a, 0, b);
         self.raw(&[0x87, 0xc0 | (a & 7) << 3 | b & 7]);
@@ -413,6 +480,30 @@ impl Asm {
     /// `op reg, [base + index + disp]` at 64 bits; `0x89` stores, `0x8b` loads, `0x8f` (with register 0) pops.
     pub fn operand(&mut self, opcode: u8, reg: u8, base: u8, index: Option<u8>, disp: i32) {
         self.any_operand(opcode, reg, Address { base: Some(base), index, scale: 0, disp }, true);
+    }
+
+    /// As [`Asm::operand`], at 1, 2, 4 or 8 bytes; short loads are zero-extended. Stores of a byte have
+    /// their own opcode, and R8 to R15 or a low byte of RAX to RBX in `reg`.
+    pub fn operand_sized(&mut self, opcode: u8, reg: u8, at: Address, bytes: u8) {
+        match (bytes, opcode) {
+            (1, 0x8b) => self.load_narrow(reg, at, 0xb6),
+            (2, 0x8b) => self.load_narrow(reg, at, 0xb7),
+            (1, _) => self.any_operand(opcode, reg, at, false),
+            (2, _) => {
+                self.bytes.push(0x66);
+                self.any_operand(opcode, reg, at, false);
+            }
+            (4, _) => self.any_operand(opcode, reg, at, false),
+            _ => self.any_operand(opcode, reg, at, true),
+        }
+    }
+
+    /// `movzx reg32, word [at]`, or a byte.
+    fn load_narrow(&mut self, reg: u8, at: Address, opcode: u8) {
+        self.lea_full(reg, at, true);
+        self.rex(false, reg, 0, reg);
+        self.raw(&[0x0f, opcode]);
+        self.modrm_base(reg, reg, 0);
     }
 
     /// As [`Asm::operand`], at 32 bits.

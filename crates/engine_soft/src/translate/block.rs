@@ -4,13 +4,15 @@
 //! any other transfer, at the end of the page, or at its longest. Rare ways (slow accesses, ways out)
 //! are collected and emitted behind the block.
 
-use super::asm::{Asm, Label, Reference, Refers, S1, S2, cc};
+use super::asm::{Alu, Asm, Label, Reference, Refers, S1, S2, cc};
 use super::dead::Remake;
 use super::flags::{FlagHome, FlagUse, flag_use, undefined_flags};
+use super::kind::CodeKind;
 use super::memory::{GuestAddress, Policy};
 use super::share::{PLAIN, Plan, Share};
-use super::shared::{EVENT_MASK, EVENTS};
+use super::shared::{EVENT_MASK, EVENTS, LAST_CODE_PAGE, RIP_PAGE};
 use super::thunks::{Exit, Thunks};
+use super::transfer::Target;
 use super::unit::{Entries, Link, Next, PAGE, Site};
 use crate::code::LONGEST_INSN;
 use crate::debug::PageOffsets;
@@ -46,7 +48,7 @@ pub(super) enum Cold {
         remake: Option<Remake>,
     },
     /// Leaves at the outer entry.
-    Leave { from: Label, start: u16 },
+    Leave { from: Label, start: u16, exit: Exit },
     /// Reports a store; the tracker pointer is in the register.
     Note {
         from: Label,
@@ -54,7 +56,7 @@ pub(super) enum Cold {
         back: Label,
         flags: FlagHome,
         tracker: u8,
-        call: Option<i64>,
+        call: Option<Target>,
         x87: Option<u16>,
         remake: Option<Remake>,
     },
@@ -72,13 +74,13 @@ pub(super) enum Cold {
     /// Loads the x87 registers.
     X87 { from: Label, back: Label, site: usize },
     /// A direct jump back in the page.
-    Back { from: Label, target: u16, flags: FlagHome, remake: Option<Remake> },
+    Back { from: Label, to: Target, flags: FlagHome, remake: Option<Remake> },
     /// The way out of a link whose displacement is at `at`.
     Link { from: Label, at: u64, target: u16, flags: FlagHome },
     /// A direct jump out of the page.
-    Far { from: Label, target: i64, flags: FlagHome },
+    Far { from: Label, to: Target, flags: FlagHome },
     /// A jump cache miss: the linear address is in [`S1`], or in the entry that [`S2`] points to.
-    Miss { from: Label, reload: Label, undo: Option<Undo> },
+    Miss { from: Label, reload: Label, bad: Label, undo: Option<Undo> },
 }
 
 /// How to undo a transfer whose target is not canonical: the interpreter faults on it.
@@ -98,6 +100,7 @@ pub(super) struct Context<'a> {
     /// Blocks are compared with the interpreter.
     pub verified: bool,
     pub system: &'a SystemState,
+    pub kind: CodeKind,
     pub unit: u32,
     /// Bytes of the page, as far as a block can reach, and some before it; elsewhere zeros.
     pub page: &'a [u8; PAGE],
@@ -142,7 +145,7 @@ pub(super) struct Builder<'a> {
     pub slow: Option<Label>,
     pub site: Option<usize>,
     /// Target of the direct call that is being translated.
-    pub call: Option<i64>,
+    pub call: Option<Target>,
     /// An instruction could not be encoded with host registers: there will be no block.
     pub failed: bool,
     /// Bytes of the page on which the translation depends.
@@ -240,7 +243,7 @@ impl<'a> Builder<'a> {
         if end == After::Next {
             self.see_stores();
             self.tell_x87();
-            self.go_to(self.next);
+            self.go_to(Target::next(self.next));
         }
         if wish == FlagHome::Saved {
             self.asm.bind(live);
@@ -282,13 +285,15 @@ impl<'a> Builder<'a> {
 
     fn decode(&self, start: u16) -> Vec<Instruction> {
         let bytes = &self.context.page[usize::from(start)..];
-        let mut decoder = Decoder::with_ip(64, bytes, u64::from(start), DecoderOptions::NONE);
+        let kind = self.context.kind;
+        let mut decoder =
+            Decoder::with_ip(kind.code_size().into(), bytes, u64::from(start), DecoderOptions::NONE);
         let mut instructions = Vec::with_capacity(16);
         while decoder.can_decode() && instructions.len() < LONGEST_BLOCK {
             if self.context.cuts.is_some_and(|cuts| cuts.has(decoder.ip())) {
                 break;
             }
-            let instruction = decoder.decode();
+            let mut instruction = decoder.decode();
             let cut = decoder.last_error() == iced_x86::DecoderError::NoMoreBytes;
             if cut
                 && !(instruction.is_invalid()
@@ -298,6 +303,7 @@ impl<'a> Builder<'a> {
             }
             let mut ends = instruction.is_invalid();
             ends |= !matches!(instruction.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
+            super::kind::normalise(kind, &mut instruction);
             instructions.push(instruction);
             if ends {
                 break;
@@ -335,6 +341,13 @@ impl<'a> Builder<'a> {
         let outer = self.asm.mark();
         let (cell, generation) = self.context.generation;
         let leave = self.asm.label();
+        if !self.context.kind.is_flat() {
+            let beyond = self.asm.label();
+            self.asm.load_gs(S1, RIP_PAGE);
+            self.asm.alu_gs(Alu::Cmp, S1, LAST_CODE_PAGE);
+            self.asm.jcc(cc::G, beyond);
+            self.cold.push(Cold::Leave { from: beyond, start, exit: Exit::Interpret });
+        }
         let a = &mut self.asm;
         a.load_gs(S1, EVENTS);
         a.load32(S1, S1, 0);
@@ -345,7 +358,7 @@ impl<'a> Builder<'a> {
         a.cmp_dword(S1, generation);
         a.refer(4, Refers::Generation);
         a.jcc(cc::NE, leave);
-        self.cold.push(Cold::Leave { from: leave, start });
+        self.cold.push(Cold::Leave { from: leave, start, exit: Exit::InPage });
         outer
     }
 
@@ -358,8 +371,12 @@ impl<'a> Builder<'a> {
             self.tell_x87();
         }
         let (before, x87) = (self.asm.bytes.len(), self.x87_last);
-        let result =
-            self.transfer(i).or_else(|_| self.stack(i)).or_else(|_| self.x87(i)).or_else(|_| self.copy(i));
+        let result = self
+            .transfer(i)
+            .or_else(|_| self.stack(i))
+            .or_else(|_| self.x87(i))
+            .or_else(|_| self.string(i))
+            .or_else(|_| self.copy(i));
         let after = match result {
             Ok(after) => after,
             Err(Unknown) => {
@@ -444,10 +461,10 @@ impl<'a> Builder<'a> {
         // More may be added on the way.
         while let Some(cold) = self.cold.pop() {
             match cold {
-                Cold::Leave { from, start } => {
+                Cold::Leave { from, start, exit } => {
                     self.asm.bind(from);
                     self.asm.mov_imm32(S2, u32::from(start));
-                    self.asm.jmp_to(self.context.thunks.leave(Exit::InPage));
+                    self.asm.jmp_to(self.context.thunks.leave(exit));
                 }
                 Cold::Slow { from, site, more, back, flags, x87, remake } => {
                     self.asm.bind(from);
@@ -474,7 +491,7 @@ impl<'a> Builder<'a> {
                     self.asm.mov(S2, S1);
                     self.tell_on_side_way(x87);
                     if let Some(target) = call {
-                        self.in_page_address(target);
+                        self.put_target(target);
                         self.asm.store_gs(super::shared::SPARE, S1);
                     }
                     self.asm.mov_number(S1, site as u32, Refers::Site);
@@ -498,21 +515,21 @@ impl<'a> Builder<'a> {
                     self.asm.call_to(self.context.thunks.call_vector);
                     self.asm.jmp(back);
                 }
-                Cold::Back { from, target, flags, remake } => {
+                Cold::Back { from, to, flags, remake } => {
                     self.asm.bind(from);
                     self.flags = flags;
-                    self.jump_back(target, remake);
+                    self.jump_back(to, remake);
                 }
                 Cold::Link { from, at, target, flags } => {
                     self.asm.bind(from);
                     self.leave_by_link(at, target, flags);
                 }
-                Cold::Far { from, target, flags } => {
+                Cold::Far { from, to, flags } => {
                     self.asm.bind(from);
                     self.flags = flags;
-                    self.jump_out(target);
+                    self.jump_out(to);
                 }
-                Cold::Miss { from, reload, undo } => self.emit_miss(from, reload, undo),
+                Cold::Miss { from, reload, bad, undo } => self.emit_miss(from, reload, bad, undo),
             }
         }
     }

@@ -4,6 +4,7 @@ use super::asm::{S1, S2};
 use super::block::{After, Builder, Unknown, is_offered};
 use super::flags::{FlagUse, flag_use};
 use super::memory::{GuestAddress, HostOperand, Want};
+use super::mmx;
 use super::operand::{self, Homed};
 use super::shared::home;
 use super::vector;
@@ -169,6 +170,7 @@ pub(super) fn is_known_form(i: &Instruction) -> bool {
     use Mnemonic as M;
     is_integer(i.mnemonic()) && operands_known(i)
         || vector::is_known_form(i)
+        || mmx::is_known_form(i)
         || matches!(i.mnemonic(), M::Push | M::Pop | M::Call | M::Ret | M::Leave | M::Jmp | M::Div | M::Idiv)
 }
 
@@ -185,7 +187,7 @@ fn operands_known(i: &Instruction) -> bool {
             | Code::Mov_moffs32_EAX
             | Code::Mov_moffs64_RAX
     );
-    let (mut high, mut stack) = (false, false);
+    let (mut high, mut stack, mut registers) = (false, false, 0);
     let mut memory = false;
     for at in 0..i.op_count() {
         match i.op_kind(at) {
@@ -194,6 +196,7 @@ fn operands_known(i: &Instruction) -> bool {
                 if !register.is_gpr() {
                     return false;
                 }
+                registers += 1;
                 high |= operand::is_high_byte(register);
                 stack |= register.full_register() == Register::RSP;
             }
@@ -203,9 +206,11 @@ fn operands_known(i: &Instruction) -> bool {
             _ => {}
         }
     }
-    // A register's bit number reaches beyond the operand; a high byte cannot be encoded with our bases, nor with the
-    // register that holds the guest's RSP.
-    !(absolute || (memory || stack) && high || memory && bit_string && i.op_kind(1) == OpKind::Register)
+    // A register's bit number reaches beyond the operand. A high byte cannot be encoded with the register that holds the
+    // guest's RSP; with memory, it changes places with the low byte meanwhile.
+    let other = registers > 1 || i.mnemonic() == Mnemonic::Cmpxchg;
+    let placed = !(high && (stack || memory && other));
+    !(absolute || !placed || memory && bit_string && i.op_kind(1) == OpKind::Register)
 }
 
 /// Whether the memory operand must be reached atomically.
@@ -230,7 +235,8 @@ impl Builder<'_> {
             return Ok(after);
         }
         let vectors = vector::is_known(self.context.system, i);
-        if !vectors && !is_known(self.context.system, i) {
+        let mmx = self.context.thunks.x87 && mmx::is_known(self.context.system, i);
+        if !vectors && !mmx && !is_known(self.context.system, i) {
             return Err(Unknown);
         }
         let memory = (0..i.op_count()).find(|&at| i.op_kind(at) == OpKind::Memory);
@@ -247,9 +253,7 @@ impl Builder<'_> {
         let used = flag_use(i);
         match memory {
             None => {
-                if vectors {
-                    self.want_vector(vector::level(i));
-                }
+                self.want_registers(i, vectors, mmx);
                 operand::rename(&mut copied, &homed, &[S1, S2]);
                 self.before_flags(used);
                 let from = self.asm.bytes.len();
@@ -266,18 +270,26 @@ impl Builder<'_> {
                 if homed.len() > 1 {
                     return Err(Unknown);
                 }
-                let address = GuestAddress::of(i)?;
+                let address = GuestAddress::of(self.context.kind, i)?;
                 let size = i.memory_size().size() as u32;
                 let aligned = is_locked(i) || vectors && vector::wants_alignment(i);
                 let want = Want { store: operand::writes(access[at as usize]), aligned };
-                if vectors {
-                    self.want_vector(vector::level(i));
-                }
+                self.want_registers(i, vectors, mmx);
                 let mut operand = self.check(&address, size, want);
                 self.copy_with_memory(copied, &homed, &mut operand, used);
             }
         }
         Ok(After::Next)
+    }
+
+    /// The guest's registers that are not always the host's are so afterwards, as far as the instruction needs them.
+    fn want_registers(&mut self, i: &Instruction, vectors: bool, mmx: bool) {
+        if vectors || mmx && mmx::uses_vectors(i) {
+            self.want_vector(vector::level(i));
+        }
+        if mmx {
+            self.want_x87();
+        }
     }
 
     fn before_flags(&mut self, used: FlagUse) {
@@ -297,16 +309,38 @@ impl Builder<'_> {
         if !homed.is_empty() {
             scratch[0] = self.free_scratch(operand);
         }
+        let swapped = self.use_low_byte(&mut copied, operand);
         operand.apply(&mut copied);
         operand::rename(&mut copied, homed, &scratch);
         let from = self.asm.bytes.len();
         self.before_flags(used);
+        if let Some(register) = swapped {
+            self.asm.swap_bytes(register);
+        }
         self.with_homed(&copied, homed, &scratch);
+        if let Some(register) = swapped {
+            self.asm.swap_bytes(register);
+        }
         self.flags_after(used);
         if homed.is_empty() || scratch[0] == S1 {
             self.keep_addend(from);
         }
         self.stored(operand);
+    }
+
+    /// Makes a high byte among the operands the low byte of its register, which the caller exchanges with it before and
+    /// after the instruction; the address of the memory operand does not need the register then.
+    fn use_low_byte(&mut self, i: &mut Instruction, memory: &mut HostOperand) -> Option<u8> {
+        let at = (0..i.op_count())
+            .find(|&at| i.op_kind(at) == OpKind::Register && operand::is_high_byte(i.op_register(at)))?;
+        let register = operand::number(i.op_register(at));
+        i.set_op_register(at, Register::AL + u32::from(register));
+        if memory.base == register || memory.index == Some(register) {
+            // The other register is the addend.
+            self.asm.lea_full(S2, memory.address(), true);
+            (memory.base, memory.index, memory.disp) = (S2, None, 0);
+        }
+        Some(register)
     }
 
     /// Emits an instruction between loads and stores of the registers kept in memory.
@@ -338,10 +372,10 @@ impl Builder<'_> {
     }
 
     fn lea(&mut self, i: &Instruction) -> Result<After, Unknown> {
-        let address = GuestAddress::of(i)?;
+        let address = GuestAddress::of(self.context.kind, i)?;
         let to = i.op0_register();
         if to.size() < 4 {
-            return Err(Unknown);
+            return self.lea16(&address, to);
         }
         let wide = to.size() == 8;
         match operand::place(to) {
@@ -351,6 +385,13 @@ impl Builder<'_> {
                 self.asm.store_gs(home(operand::number(to)), S1);
             }
         }
+        Ok(After::Next)
+    }
+
+    fn lea16(&mut self, address: &GuestAddress, to: Register) -> Result<After, Unknown> {
+        let operand::Place::Host(host) = operand::place(to) else { return Err(Unknown) };
+        self.effective(address, S1, false);
+        self.asm.mov16(host, S1);
         Ok(After::Next)
     }
 
@@ -378,7 +419,7 @@ impl Builder<'_> {
     /// The host register that has the divisor; flags are saved.
     fn divisor(&mut self, i: &Instruction, wide: bool) -> Result<u8, Unknown> {
         if i.op0_kind() == OpKind::Memory {
-            let address = GuestAddress::of(i)?;
+            let address = GuestAddress::of(self.context.kind, i)?;
             let operand = self.check(&address, if wide { 8 } else { 4 }, Want::LOAD);
             if wide {
                 self.asm.operand(0x8b, S1, operand.base, operand.index, operand.disp);

@@ -79,13 +79,13 @@ impl Builder<'_> {
     /// Whether an instruction is certainly copied, and is no vector instruction.
     fn is_surely_copied(&mut self, i: &Instruction) -> bool {
         if i.is_stack_instruction() {
-            return matches!(i.code(), Code::Push_r64 | Code::Pop_r64);
+            return matches!(i.code(), Code::Push_r64 | Code::Pop_r64 | Code::Push_r32 | Code::Pop_r32);
         }
         let form = super::copy::is_known(self.context.system, i)
             && !matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
             && (i.mnemonic() != Mnemonic::Lea || i.op0_register().size() >= 4);
         let memory = (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Memory);
-        if !form || memory && GuestAddress::of(i).is_err() {
+        if !form || memory && GuestAddress::of(self.context.kind, i).is_err() {
             return false;
         }
         let access = self.accesses(i);
@@ -118,7 +118,7 @@ impl Builder<'_> {
     /// How a jump back in the page can make the flags again if it has to be left there; `None` also if the flags
     /// matter at its target.
     pub fn remake_for_jump(&mut self, target: u16) -> Option<Remake> {
-        if self.flags != FlagHome::Live || !self.are_dead_at(target) {
+        if self.flags != FlagHome::Live || !self.context.kind.is_flat() || !self.are_dead_at(target) {
             return None;
         }
         let made = self.made?;
@@ -131,8 +131,11 @@ impl Builder<'_> {
     fn are_dead_at(&mut self, target: u16) -> bool {
         let page = self.context.page;
         let bytes = page.get(usize::from(target)..).unwrap_or_default();
-        for i in Decoder::with_ip(64, bytes, u64::from(target), DecoderOptions::NONE).iter().take(HORIZON / 4)
-        {
+        let kind = self.context.kind;
+        let mut decoder =
+            Decoder::with_ip(kind.code_size().into(), bytes, u64::from(target), DecoderOptions::NONE);
+        for mut i in decoder.iter().take(HORIZON / 4) {
+            super::kind::normalise(kind, &mut i);
             self.depend_on(&i);
             if has_access(&i) || i.rflags_read() != 0 || !self.is_surely_copied(&i) {
                 return false;

@@ -7,7 +7,8 @@
 //! bytes of the access lie in the entry's page, and the entry's addend leads to guest RAM that this accessor
 //! may use so. The access that follows uses the same registers, unchanged in between, with exactly that
 //! size. Otherwise, and for every address that wraps, is not canonical, or crosses a page, the instruction is
-//! given to the interpreter before it has changed anything.
+//! given to the interpreter before it has changed anything. A segment's base and limit (outside 64-bit mode) only
+//! make the linear address: what comes then does not trust it.
 //!
 //! ```text
 //! lea  s1, [guest address]
@@ -21,10 +22,11 @@
 //! op   [guest base + s2 + disp]
 //! ```
 
-use super::asm::{Address, Alu, S1, S2, cc};
+use super::asm::{Address, Alu, Label, S1, S2, cc};
 use super::block::{Builder, Unknown};
+use super::kind::CodeKind;
 use super::operand::{Place, number, place};
-use super::shared::{ARGUMENT, RIP_PAGE, TLB, TLB_MASK, home, segment_base};
+use super::shared::{ARGUMENT, RIP_PAGE, TLB, TLB_MASK, home, segment_base, segment_end};
 use crate::cpu::seg;
 use crate::mmu::{ENTRY_SHIFT, OFFSET, TlbEntry};
 use iced_x86::{Instruction, Register};
@@ -69,14 +71,24 @@ pub(super) struct GuestAddress {
     pub disp: i32,
     /// The displacement counts from the page of the running code.
     pub in_page: bool,
-    /// FS or GS.
+    /// The segment, if it has a base.
     pub segment: Option<u8>,
-    /// 64-bit address size.
-    pub wide: bool,
+    /// It has a limit, too.
+    pub limited: bool,
+    /// Address size.
+    pub width: Width,
+}
+
+/// An address size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
+    Word,
+    Double,
+    Quad,
 }
 
 impl GuestAddress {
-    /// `[register + disp]`.
+    /// `[register + disp]` in 64-bit mode.
     pub fn based(register: u8, disp: i32) -> Self {
         GuestAddress {
             base: Some(register),
@@ -85,43 +97,72 @@ impl GuestAddress {
             disp,
             in_page: false,
             segment: None,
-            wide: true,
+            limited: false,
+            width: Width::Quad,
         }
     }
 
+    /// `SS:[register + disp]` with the address size of the stack.
+    pub fn on_stack(kind: CodeKind, register: u8, disp: i32) -> Self {
+        let width = match kind.stack_size() {
+            2 => Width::Word,
+            4 => Width::Double,
+            _ => Width::Quad,
+        };
+        let segment = (!kind.is_flat()).then_some(seg::SS);
+        GuestAddress { segment, limited: segment.is_some(), width, ..Self::based(register, disp) }
+    }
+
+    /// `segment:[register]` with a given address size.
+    pub fn at_pointer(kind: CodeKind, register: u8, segment: u8, width: Width) -> Self {
+        let (limited, based) = Self::needs(kind, segment);
+        GuestAddress { segment: based.then_some(segment), limited, width, ..Self::based(register, 0) }
+    }
+
+    /// Whether a segment has a limit, and whether it has a base.
+    fn needs(kind: CodeKind, segment: u8) -> (bool, bool) {
+        let limited = !kind.is_long() && (!kind.is_flat() || !matches!(segment, seg::DS | seg::ES | seg::SS));
+        (limited, limited || segment == seg::FS || segment == seg::GS)
+    }
+
     /// The memory operand of an instruction whose page starts at address zero to the decoder.
-    pub fn of(i: &Instruction) -> Result<Self, Unknown> {
+    pub fn of(kind: CodeKind, i: &Instruction) -> Result<Self, Unknown> {
         let (base, index) = (i.memory_base(), i.memory_index());
         let in_page = i.is_ip_rel_memory_operand();
-        let general = |register: Register| register.is_gpr32() || register.is_gpr64();
-        if index != Register::None && !general(index) || base != Register::None && !in_page && !general(base)
-        {
-            return Err(Unknown);
-        }
+        let width = match super::kind::address_size(i).ok_or(Unknown)? {
+            2 => Width::Word,
+            4 => Width::Double,
+            _ => Width::Quad,
+        };
         let disp = i32::try_from(i.memory_displacement64() as i64).or_else(|_| {
             u32::try_from(i.memory_displacement64()).map(|disp| disp as i32).map_err(|_| Unknown)
         });
-        let narrow = base.is_gpr32() || index.is_gpr32() || base == Register::EIP;
         let absolute = base == Register::None && index == Register::None;
         if base == Register::EIP
-            || absolute && i.memory_displ_size() != 8 && i.memory_displacement64() >> 31 == 1
+            || kind.is_long() && absolute && width != Width::Quad && i.memory_displacement64() >> 31 == 1
         {
             return Err(Unknown);
         }
         let disp = disp?;
-        if !narrow && disp as i64 as u64 != i.memory_displacement64() {
+        if width == Width::Quad && disp as i64 as u64 != i.memory_displacement64() {
             return Err(Unknown);
         }
         let segment = i.memory_segment().number() as u8;
+        let (limited, based) = Self::needs(kind, segment);
         Ok(GuestAddress {
             base: (base != Register::None && !in_page).then(|| number(base)),
             index: (index != Register::None).then(|| number(index)),
             scale: i.memory_index_scale().trailing_zeros() as u8,
             disp,
             in_page,
-            segment: (segment == seg::FS || segment == seg::GS).then_some(segment),
-            wide: !narrow,
+            segment: based.then_some(segment),
+            limited,
+            width,
         })
+    }
+
+    fn is_quad(&self) -> bool {
+        self.width == Width::Quad
     }
 
     /// Whether [`Builder::linear`] uses the second scratch register.
@@ -132,7 +173,7 @@ impl GuestAddress {
 
     /// The host register of a plain `[base + disp]`.
     pub fn plain_base(&self) -> Option<u8> {
-        let base = self.base.filter(|_| self.wide && self.index.is_none() && self.segment.is_none())?;
+        let base = self.base.filter(|_| self.is_quad() && self.index.is_none() && self.segment.is_none())?;
         match place(super::operand::wide(base)) {
             Place::Host(host) => Some(host),
             Place::Home => None,
@@ -160,6 +201,11 @@ impl HostOperand {
         [S1, S2].into_iter().find(|&s| s != self.base && Some(s) != self.index && Some(s) != self.tracker)
     }
 
+    /// As the operand of an instruction of ours.
+    pub fn address(&self) -> Address {
+        Address { base: Some(self.base), index: self.index, scale: 0, disp: self.disp }
+    }
+
     /// Puts the operand into an instruction.
     pub fn apply(&self, i: &mut Instruction) {
         i.set_segment_prefix(Register::None);
@@ -172,7 +218,8 @@ impl HostOperand {
 }
 
 impl Builder<'_> {
-    /// Puts the linear address of a guest address into [`S1`]; keeps flags, may use [`S2`].
+    /// Puts the linear address of a guest address into [`S1`], or the offset, if its segment has a limit; keeps flags, may
+    /// use [`S2`].
     pub fn linear(&mut self, at: &GuestAddress) {
         let a = &mut self.asm;
         if at.in_page {
@@ -190,12 +237,15 @@ impl Builder<'_> {
             };
             let base = host(at.base, S1);
             let index = host(at.index, S2);
-            match base.filter(|_| index.is_none() && at.disp == 0 && at.wide) {
+            match base.filter(|_| index.is_none() && at.disp == 0 && at.is_quad()) {
                 Some(base) => a.mov(S1, base),
-                None => a.lea_full(S1, Address { base, index, scale: at.scale, disp: at.disp }, at.wide),
+                None => a.lea_full(S1, Address { base, index, scale: at.scale, disp: at.disp }, at.is_quad()),
+            }
+            if at.width == Width::Word {
+                a.zero_extend16(S1, S1);
             }
         }
-        if let Some(segment) = at.segment {
+        if let Some(segment) = at.segment.filter(|_| !at.limited) {
             a.load_gs(S2, segment_base(segment));
             a.lea_full(S1, Address { base: Some(S1), index: Some(S2), scale: 0, disp: 0 }, true);
         }
@@ -225,14 +275,16 @@ impl Builder<'_> {
             Some(Place::Host(host)) => Some(Some(host)),
             Some(Place::Home) => None,
         };
-        if let (Some(base), Some(index), false) = (host(at.base), host(at.index), at.in_page) {
+        if let (Some(base), Some(index), false) =
+            (host(at.base), host(at.index), at.in_page || at.width == Width::Word)
+        {
             let from = self.asm.bytes.len();
             let address = Address { base, index, scale: at.scale, disp: at.disp };
-            self.asm.lea_full(to, address, at.wide && wide);
+            self.asm.lea_full(to, address, at.is_quad() && wide);
             self.keep_addend(from);
             return;
         }
-        let plain = GuestAddress { segment: None, ..*at };
+        let plain = GuestAddress { segment: None, limited: false, ..*at };
         self.linear(&plain);
         if wide { self.asm.mov(to, S1) } else { self.asm.mov32(to, S1) }
     }
@@ -268,6 +320,9 @@ impl Builder<'_> {
         self.linear(at);
         let slow = self.slow_path();
         let store = want.store;
+        if let Some(segment) = at.segment.filter(|_| at.limited) {
+            self.apply_segment(segment, size, store, slow);
+        }
         let page = if store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) } as i32;
         let (addend, tracker) = (offset_of!(TlbEntry, addend) as i32, offset_of!(TlbEntry, flags) as i32);
         self.find_entry();
@@ -315,6 +370,16 @@ impl Builder<'_> {
             stashed: false,
             group: None,
         }
+    }
+
+    /// Compares the offset in [`S1`] with the limit of a segment, and adds its base.
+    fn apply_segment(&mut self, segment: u8, size: u32, store: bool, slow: Label) {
+        let a = &mut self.asm;
+        a.lea(S2, S1, size as i32);
+        a.alu_gs(Alu::Cmp, S2, segment_end(segment, store));
+        a.jcc(cc::A, slow);
+        a.load_gs(S2, segment_base(segment));
+        a.lea_full(S1, Address { base: Some(S1), index: Some(S2), scale: 0, disp: 0 }, false);
     }
 
     /// Points [`S2`] to the TLB entry of the linear address in [`S1`].

@@ -1,10 +1,12 @@
-//! Dynamic translation of 64-bit code to itself.
+//! Dynamic translation of x86 code to itself.
 //!
 //! | file | holds |
 //! |---|---|
 //! | [`block`] | translation of one block: decoding, slow ways |
-//! | [`copy`], [`vector`], [`mod@x87`], [`transfer`], [`stack`] | instructions that are copied; branches, calls; stack |
+//! | [`copy`], [`vector`], [`mod@x87`], [`mmx`] | instructions that are copied |
+//! | [`transfer`], [`stack`], [`mod@string`] | branches, calls; stack; strings |
 //! | [`memory`], [`share`] | the check of memory operands, of one or of several at once |
+//! | [`mod@kind`] | modes: which kinds of code there are, and what of the legacy modes is brought into 64-bit form |
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
 //! | [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
 //! | [`thunks`], [`runtime`] | ways in and out, calls to the interpreter |
@@ -14,7 +16,7 @@
 //!
 //! # Model
 //! A block is keyed by guest-physical page, generation and address in the page. It does not know its linear
-//! address: what depends on that adds to `Shared::rip_page`. It does not know privilege or address space,
+//! address: what depends on that adds to `Shared::rip_page`, the value of RIP where the page starts. It does not know privilege or address space,
 //! either: memory goes through the TLB array that is current, and whatever else depends on the processor's
 //! state is the interpreter's, called for that one instruction with all registers stored. An instruction
 //! whose memory access needs more than a TLB hit is interpreted in the same way, before it has changed
@@ -40,7 +42,9 @@ mod copy;
 mod dead;
 mod flags;
 mod jumps;
+pub(crate) mod kind;
 mod memory;
+mod mmx;
 mod operand;
 pub mod perf_map;
 mod portable;
@@ -50,6 +54,7 @@ pub(crate) mod shared;
 mod stack;
 mod stats;
 pub mod store;
+mod string;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -61,9 +66,8 @@ pub(crate) mod verify;
 mod x87;
 
 use crate::code::{AddressHasher, Block, LONGEST_INSN};
-use crate::cpu::{Cpu, Fault, Stop};
+use crate::cpu::{Cpu, Fault, Stop, seg};
 use crate::debug::PageOffsets;
-use crate::decode::{self, Decoded};
 use crate::insn::Insn;
 use crate::system::SystemState;
 use block::{Builder, Context, LONGEST_BLOCK};
@@ -266,7 +270,7 @@ impl Translator {
     ) -> Option<Entries> {
         let unit = self.units.get(unit_number as usize)?;
         let store = self.store.clone().filter(|_| cuts.is_none());
-        let mode = unit.code_size;
+        let mode = unit.kind.bits();
         if let Some(store) = &store
             && let Some(entries) = store.find(mode, offset, page, |block| self.install(block, unit_number))
         {
@@ -281,6 +285,7 @@ impl Translator {
             shares: &mut self.shares,
             verified: self.verify > 0,
             system,
+            kind: unit.kind,
             unit: unit_number,
             page,
             generation: unit.generation(),
@@ -377,11 +382,6 @@ impl Cpu {
         }
     }
 
-    /// Whether code of the current mode is translated.
-    pub(crate) fn can_translate(&self) -> bool {
-        self.long64 && self.translator.is_some()
-    }
-
     /// Runs translated code until an event waits or an instruction asks to look around.
     pub(crate) fn run_translated(&mut self) -> Result<(), Stop> {
         self.shared.own = self;
@@ -418,7 +418,7 @@ impl Cpu {
                 Exit::Stop => return Err(Stop::Exit),
                 Exit::Done => return Ok(()),
             }
-            if !self.long64 {
+            if !self.can_translate() {
                 return Ok(());
             }
         }
@@ -433,6 +433,9 @@ impl Cpu {
         // SAFETY: valid until the next lookup.
         let range = unsafe { Block::insns(block) }.as_ptr_range();
         self.block_end = range.end as usize;
+        if !self.long64 {
+            self.check_code_limit(block)?;
+        }
         match self.run_block(range.start) {
             Ok(()) | Err(Stop::Jump) => Ok(()),
             Err(stop) => {
@@ -499,9 +502,12 @@ impl Cpu {
     }
 
     fn next_step(&mut self) -> Result<Step, Fault> {
-        let linear = self.rip();
+        let linear = self.code_address();
         let key = self.mmu.fetch_key;
-        self.shared.rip_page = linear & !0xfff;
+        self.shared.rip_page = self.page_of_rip(linear);
+        if !self.long64 && self.rip() > u64::from(self.segments[usize::from(seg::CS)].limit) {
+            return Ok(Step::Interpret);
+        }
         if let Some(host) = self.translator.as_ref().and_then(|t| t.jumps.get(linear, key))
             && self.last_stale != linear
         {
@@ -536,7 +542,7 @@ impl Cpu {
         if translator.is_full() {
             translator.flush();
         }
-        let key = physical & !0xfff | u64::from(self.code_size >> 5);
+        let key = physical & !0xfff | u64::from(self.kind.bits());
         if let Some(page) = translator.pages.get_mut(&key) {
             if translator.units.get(page.unit as usize).is_some_and(Unit::is_current) {
                 return Some(page.unit);
@@ -553,7 +559,7 @@ impl Cpu {
         self.memory.find(physical)?;
         let generation = self.mark_code(physical);
         let unit = translator.units.len() as u32;
-        translator.units.push(Unit::new(physical & !0xfff, self.code_size, generation));
+        translator.units.push(Unit::new(physical & !0xfff, self.kind, generation));
         translator.pages.entry(key).or_insert_with(|| CodePage::new(unit)).unit = unit;
         Some(unit)
     }
@@ -585,38 +591,6 @@ impl Cpu {
         let (Some(store), Some(at)) = (&translator.store, translator.units.get(unit as usize)) else {
             return false;
         };
-        self.page_bytes(translator, unit, offset).is_some_and(|page| store.has(at.code_size, offset, &page))
-    }
-
-    /// The instruction of a site, to which RIP is set. `None` if its code has changed meanwhile.
-    fn site_insn(&mut self, number: usize) -> Option<Insn> {
-        let mut translator = self.translator.take()?;
-        let found = self.find_site_insn(&mut translator, number);
-        self.translator = Some(translator);
-        found
-    }
-
-    fn find_site_insn(&mut self, translator: &mut Translator, number: usize) -> Option<Insn> {
-        let site = translator.sites.get_mut(number)?;
-        site.count = site.count.saturating_add(1);
-        let site = *site;
-        self.set_rip(self.shared.rip_page.wrapping_add(u64::from(site.offset)));
-        let held = &mut translator.decoded[number % DECODED];
-        if held.0 == number as u32
-            && let Some(insn) = held.1
-        {
-            return Some(insn);
-        }
-        let unit = translator.units.get(site.unit as usize)?;
-        let mut bytes = [0; LONGEST_INSN];
-        let room = bytes.len().min(PAGE - usize::from(site.offset));
-        self.memory.read(unit.page + u64::from(site.offset), &mut bytes[..room]).ok()?;
-        match decode::decode(&self.system, &bytes[..room], unit.code_size) {
-            Decoded::Insn { insn, .. } if unit.is_current() => {
-                *held = (number as u32, Some(insn));
-                Some(insn)
-            }
-            _ => None,
-        }
+        self.page_bytes(translator, unit, offset).is_some_and(|page| store.has(at.kind.bits(), offset, &page))
     }
 }

@@ -18,7 +18,7 @@ use std::borrow::Cow;
 /// first ones.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Portable<'a> {
-    /// Size of code, in bits.
+    /// The kind of code, by its bits.
     pub mode: u8,
     /// Address in the page, perhaps with [`PLAIN`](super::share::PLAIN).
     pub start: u16,

@@ -4,8 +4,12 @@
 use super::share::{PLAIN, Share};
 use super::shared::vector;
 use super::thunks::Exit;
-use super::unit::Next;
+use super::unit::{Next, PAGE};
+use super::{DECODED, Translator};
+use crate::code::LONGEST_INSN;
 use crate::cpu::{Cpu, Stop, shadow};
+use crate::decode::{self, Decoded};
+use crate::insn::Insn;
 use std::sync::atomic::AtomicU8;
 use x86::{Cr0, Cr4};
 
@@ -144,6 +148,38 @@ impl Cpu {
         Exit::Goto
     }
 
+    /// The instruction of a site, to which RIP is set. `None` if its code has changed meanwhile.
+    fn site_insn(&mut self, number: usize) -> Option<Insn> {
+        let mut translator = self.translator.take()?;
+        let found = self.find_site_insn(&mut translator, number);
+        self.translator = Some(translator);
+        found
+    }
+
+    fn find_site_insn(&mut self, translator: &mut Translator, number: usize) -> Option<Insn> {
+        let site = translator.sites.get_mut(number)?;
+        site.count = site.count.saturating_add(1);
+        let site = *site;
+        self.set_rip(self.shared.rip_page.wrapping_add(u64::from(site.offset)));
+        let held = &mut translator.decoded[number % DECODED];
+        if held.0 == number as u32
+            && let Some(insn) = held.1
+        {
+            return Some(insn);
+        }
+        let unit = translator.units.get(site.unit as usize)?;
+        let mut bytes = [0; LONGEST_INSN];
+        let room = bytes.len().min(PAGE - usize::from(site.offset));
+        self.memory.read(unit.page + u64::from(site.offset), &mut bytes[..room]).ok()?;
+        match decode::decode(&self.system, &bytes[..room], unit.kind.code_size()) {
+            Decoded::Insn { insn, .. } if unit.is_current() => {
+                *held = (number as u32, Some(insn));
+                Some(insn)
+            }
+            _ => None,
+        }
+    }
+
     fn interpret_site(&mut self, number: usize) -> Exit {
         let Some(insn) = self.site_insn(number) else { return Exit::Lookup };
         self.flags.set_bits(self.shared.arithmetic());
@@ -158,7 +194,9 @@ impl Cpu {
                 if result.is_err() && self.shadow == shadow::STI {
                     self.end_shadow(number);
                 }
-                let calm = self.block_end != 0 && (result.is_ok() || self.can_go_on(key));
+                // A segment that was loaded may have changed the kind of the code.
+                let calm = self.block_end != 0
+                    && if result.is_ok() { self.mmu.fetch_key == key } else { self.can_go_on(key) };
                 match (calm, self.mmu.fetch_key == key) {
                     (true, _) => Exit::Continue,
                     (false, true) => Exit::Done,
@@ -189,14 +227,14 @@ impl Cpu {
 
     /// Goes on at RIP without leaving translated code, if that is known and nothing else is to be done.
     fn go_on_elsewhere(&mut self, otherwise: Exit) -> Exit {
-        let linear = self.rip();
-        if !self.long64 || self.must_look_around() || self.event_waiting() {
+        let linear = self.code_address();
+        if !self.can_translate() || self.must_look_around() || self.event_waiting() {
             return otherwise;
         }
         let known = self.translator.as_ref().filter(|translator| translator.verify == 0);
         match known.and_then(|translator| translator.jumps.get(linear, self.mmu.fetch_key)) {
             Some(host) => {
-                (self.shared.rip_page, self.shared.spare) = (linear & !0xfff, host);
+                (self.shared.rip_page, self.shared.spare) = (self.page_of_rip(linear), host);
                 Exit::Goto
             }
             None => otherwise,

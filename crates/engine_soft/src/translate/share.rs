@@ -27,13 +27,14 @@
 use super::asm::{Alu, Refers, S1, S2, cc};
 use super::block::{Builder, Cold, LONGEST_BLOCK};
 use super::flags::{FlagHome, FlagUse, flag_use};
-use super::memory::{GuestAddress, HostOperand, Want};
+use super::kind::CodeKind;
+use super::memory::{GuestAddress, HostOperand, Want, Width};
 use super::operand;
 use super::shared::{SHARE_ADDEND, SHARE_TRACKER, SHARES};
 use crate::cpu::gpr;
 use crate::mmu::{OFFSET, TlbEntry};
 use crate::system::SystemState;
-use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use serde::{Deserialize, Serialize};
 use std::mem::offset_of;
 
@@ -179,13 +180,14 @@ pub(super) struct Plan {
 
 /// What registers hold, while a block is looked through.
 struct Values {
+    kind: CodeKind,
     of: [Value; 16],
     next: u32,
 }
 
 impl Values {
-    fn new() -> Self {
-        Values { of: std::array::from_fn(|origin| Value { origin: origin as u32, plus: 0 }), next: 16 }
+    fn new(kind: CodeKind) -> Self {
+        Values { kind, of: std::array::from_fn(|origin| Value { origin: origin as u32, plus: 0 }), next: 16 }
     }
 
     fn set(&mut self, number: u8, value: Value) {
@@ -213,18 +215,28 @@ impl Values {
         let place = base.plus.wrapping_add(index.plus << at.scale).wrapping_add(i64::from(at.disp));
         let key = Key { base: base.origin, index: index.origin, scale: at.scale, segment: at.segment };
         // Far from anything that could overflow.
-        (at.wide && place.unsigned_abs() >> 40 == 0).then_some((key, place))
+        (at.width == self.width() && !at.limited && place.unsigned_abs() >> 40 == 0).then_some((key, place))
+    }
+
+    /// The address size that values are followed at: sums have as many bits as the code's registers.
+    fn width(&self) -> Width {
+        if self.kind.is_long() { Width::Quad } else { Width::Double }
+    }
+
+    fn is_full(&self, register: Register) -> bool {
+        if self.kind.is_long() { register.is_gpr64() } else { register.is_gpr32() }
     }
 
     /// What an instruction writes that has no memory operand, or one that is no stack's.
     fn follow(&mut self, i: &Instruction, info: &mut InstructionInfoFactory) {
         use Mnemonic as M;
-        let to = (i.op_count() > 0 && i.op0_kind() == OpKind::Register && i.op0_register().is_gpr64())
+        let to = (i.op_count() > 0 && i.op0_kind() == OpKind::Register && self.is_full(i.op0_register()))
             .then(|| operand::number(i.op0_register()));
-        let from = (i.op_count() == 2 && i.op1_kind() == OpKind::Register && i.op1_register().is_gpr64())
+        let from = (i.op_count() == 2 && i.op1_kind() == OpKind::Register && self.is_full(i.op1_register()))
             .then(|| self.get(operand::number(i.op1_register())));
         let constant = |op: u32| match i.op_kind(op) {
             OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(i.immediate(op) as i64),
+            OpKind::Immediate8to32 | OpKind::Immediate32 => Some(i64::from(i.immediate(op) as i32)),
             _ => None,
         };
         let changed = |old: Value, plus: i64| Value { plus: old.plus.wrapping_add(plus), ..old };
@@ -237,7 +249,8 @@ impl Values {
                 M::Inc => Some(changed(old, 1)),
                 M::Dec => Some(changed(old, -1)),
                 M::Lea => {
-                    GuestAddress::of(i).ok().filter(|at| at.wide && at.index.is_none()).and_then(|at| {
+                    let at = GuestAddress::of(self.kind, i).ok();
+                    at.filter(|at| at.width == self.width() && at.index.is_none()).and_then(|at| {
                         let base =
                             if at.in_page { Some(PAGE_START) } else { at.base.map(|base| self.get(base)) };
                         base.map(|base| changed(base, i64::from(at.disp)))
@@ -263,16 +276,23 @@ fn is_barrier(system: &SystemState, i: &Instruction) -> bool {
     let copied = super::copy::is_known(system, i)
         || super::vector::is_known(system, i)
         || super::x87::is_known(system, i)
+        || super::mmx::is_known(system, i)
+        || super::string::is_known(i)
         || matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Pause);
     !copied
 }
 
 impl Plan {
     /// The groups of a block.
-    pub fn of(system: &SystemState, instructions: &[Instruction], info: &mut InstructionInfoFactory) -> Plan {
-        let (mut plan, mut values, mut index) = (Plan::default(), Values::new(), 0);
+    pub fn of(
+        system: &SystemState,
+        kind: CodeKind,
+        instructions: &[Instruction],
+        info: &mut InstructionInfoFactory,
+    ) -> Plan {
+        let (mut plan, mut values, mut index) = (Plan::default(), Values::new(kind), 0);
         while let Some(i) = instructions.get(index) {
-            let run = super::stack::run_length(&instructions[index..]).max(1);
+            let run = super::stack::run_length(kind, &instructions[index..]).max(1);
             if run > 1 {
                 plan.stack_run(index, &instructions[index..index + run], &mut values);
             } else if !plan.stack(index, i, &mut values) {
@@ -280,7 +300,7 @@ impl Plan {
                     plan.groups.iter_mut().for_each(|group| group.branched = true);
                 } else if is_barrier(system, i) {
                     plan.groups.iter_mut().for_each(|group| group.open = false);
-                } else if let Some(access) = operand_access(system, i, info) {
+                } else if let Some(access) = operand_access(system, kind, i, info) {
                     plan.add(index, access, &values);
                 }
                 values.follow(i, info);
@@ -292,10 +312,12 @@ impl Plan {
     }
 
     fn stack_run(&mut self, index: usize, run: &[Instruction], values: &mut Values) {
-        let bytes = 8 * run.len() as i32;
-        let pushes = run[0].code() == Code::Push_r64;
+        let size = super::stack::slot_size(run[0].code()).unwrap_or(8);
+        let bytes = i32::from(size) * run.len() as i32;
+        let pushes = matches!(run[0].code(), Code::Push_r64 | Code::Push_r32);
         let disp = if pushes { -bytes } else { 0 };
-        self.add(index, Access::stack(GuestAddress::based(RSP, disp), bytes as u32, pushes), values);
+        let at = GuestAddress::on_stack(values.kind, RSP, disp);
+        self.add(index, Access::stack(at, bytes as u32, pushes), values);
         if !pushes {
             run.iter().for_each(|i| values.forget(operand::number(i.op0_register())));
         }
@@ -304,23 +326,35 @@ impl Plan {
 
     /// An instruction that uses the stack; `false` if it is none that is known.
     fn stack(&mut self, index: usize, i: &Instruction, values: &mut Values) -> bool {
-        let below = Access::stack(GuestAddress::based(RSP, -8), 8, true);
-        let top = Access::stack(GuestAddress::based(RSP, 0), 8, false);
+        let (kind, size) = (values.kind, if values.kind.is_long() { 8 } else { 4 });
+        let bytes = i64::from(size);
+        let below = Access::stack(GuestAddress::on_stack(kind, RSP, -size), size as u32, true);
+        let top = Access::stack(GuestAddress::on_stack(kind, RSP, 0), size as u32, false);
         match i.code() {
-            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 | Code::Call_rm64 => {
+            Code::Push_r64
+            | Code::Pushq_imm8
+            | Code::Pushq_imm32
+            | Code::Call_rel32_64
+            | Code::Call_rm64
+            | Code::Push_r32
+            | Code::Pushd_imm8
+            | Code::Pushd_imm32
+            | Code::Call_rel32_32
+            | Code::Call_rm32 => {
                 self.add(index, below, values);
-                values.add(RSP, -8);
+                values.add(RSP, -bytes);
             }
-            Code::Pop_r64 => {
+            Code::Pop_r64 | Code::Pop_r32 => {
                 self.add(index, top, values);
-                values.add(RSP, 8);
+                values.add(RSP, bytes);
                 values.forget(operand::number(i.op0_register()));
             }
-            Code::Retnq | Code::Retnq_imm16 => self.add(index, top, values),
-            Code::Leaveq => {
-                self.add(index, Access::stack(GuestAddress::based(RBP, 0), 8, false), values);
+            Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => self.add(index, top, values),
+            Code::Leaveq | Code::Leaved => {
+                let frame = GuestAddress::on_stack(kind, RBP, 0);
+                self.add(index, Access::stack(frame, size as u32, false), values);
                 values.set(RSP, values.get(RBP));
-                values.add(RSP, 8);
+                values.add(RSP, bytes);
                 values.forget(RBP);
             }
             _ => return false,
@@ -382,6 +416,7 @@ impl Plan {
 /// The memory operand of an instruction that is copied, if it can be one of a group.
 fn operand_access(
     system: &SystemState,
+    kind: CodeKind,
     i: &Instruction,
     info: &mut InstructionInfoFactory,
 ) -> Option<Access> {
@@ -401,7 +436,7 @@ fn operand_access(
     }
     let aligned = super::vector::is_known(system, i) && super::vector::wants_alignment(i);
     let store = operand::writes(access(at));
-    Some(Access { at: GuestAddress::of(i).ok()?, size, store, aligned, place: 0 })
+    Some(Access { at: GuestAddress::of(kind, i).ok()?, size, store, aligned, place: 0 })
 }
 
 impl Builder<'_> {
@@ -409,8 +444,9 @@ impl Builder<'_> {
     pub fn plan(&mut self, plain: bool) {
         // The second translation would end elsewhere.
         let cut = self.context.verified && self.instructions.len() == LONGEST_BLOCK;
-        if !plain && !cut {
-            self.shares = Plan::of(self.context.system, &self.instructions, &mut self.info);
+        let kind = self.context.kind;
+        if !plain && !cut && kind.is_flat() {
+            self.shares = Plan::of(self.context.system, kind, &self.instructions, &mut self.info);
         }
     }
 
@@ -510,7 +546,8 @@ impl Builder<'_> {
     fn is_quiet(&mut self) -> bool {
         let Some(i) = self.instructions.get(self.index).copied() else { return false };
         let covered = self.shares.is_covered(self.index, self.index);
-        if matches!(i.code(), Code::Push_r64 | Code::Pop_r64 | Code::Pushq_imm8 | Code::Pushq_imm32) {
+        let size = super::stack::slot_size(i.code());
+        if size.is_some() && i.op0_kind() != OpKind::Memory && size != Some(2) {
             return covered;
         }
         let memory = super::dead::has_access(&i);

@@ -1,11 +1,12 @@
 //! What translated code shares with the rest of the processor: fields of [`Cpu`] reached through GS.
 
 use super::jumps::JumpEntry;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, seg};
 use crate::interp::simd::VectorState;
 use crate::mmu::Mmu;
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
+use x86::Segment;
 
 /// The part of [`Cpu`] that only translated code and its runtime use.
 #[repr(C)]
@@ -103,6 +104,12 @@ pub(super) const SHARE_ADDEND: usize = SHARED + offset_of!(Shared, shares);
 pub(super) const SHARE_TRACKER: usize = SHARE_ADDEND + 8;
 pub(super) const YMM: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, ymm);
 pub(super) const MXCSR: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, mxcsr);
+pub(super) const LAST_CODE_PAGE: usize = offset_of!(Cpu, last_code_page);
+/// Limit of CS, 32 bits.
+pub(super) const CODE_LIMIT: usize =
+    offset_of!(Cpu, segments) + seg::CS as usize * size_of::<Segment>() + offset_of!(Segment, limit);
+/// Where RFLAGS.DF is: a byte, and the bit in it.
+pub(super) const DIRECTION: (usize, u8) = (offset_of!(Cpu, system_flags) + 1, 1 << 2);
 pub(super) const EVENT_MASK: usize = offset_of!(Cpu, event_mask);
 pub(super) const TLB: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, array);
 pub(super) const TLB_MASK: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, mask);
@@ -113,6 +120,11 @@ pub(super) const RIP: usize = offset_of!(Cpu, regs) + 17 * 8;
 /// A guest register in [`Cpu::regs`], by number.
 pub(super) const fn home(number: u8) -> usize {
     offset_of!(Cpu, regs) + number as usize * 8
+}
+
+/// First offset behind a segment, by number, for reads or writes.
+pub(super) const fn segment_end(number: u8, store: bool) -> usize {
+    offset_of!(Cpu, segment_ends) + (store as usize * 8 + number as usize) * 8
 }
 
 /// Base of a segment, by number.

@@ -42,9 +42,11 @@ impl Translator {
             {
                 continue;
             }
-            let mut decoder = iced_x86::Decoder::new(u32::from(unit.code_size), &bytes, 0);
+            let mut decoder = iced_x86::Decoder::new(u32::from(unit.kind.code_size()), &bytes, 0);
             let instruction = decoder.decode();
-            let slow = if super::copy::is_known_form(&instruction) || super::x87::is_known_form(&instruction)
+            let slow = if super::copy::is_known_form(&instruction)
+                || super::x87::is_known_form(&instruction)
+                || super::string::is_known(&instruction)
             {
                 "slow_"
             } else {

@@ -12,10 +12,12 @@ use super::flags::FlagHome;
 use super::jumps::{ENTRY_SHIFT, HOST, JUMP_CACHE_SIZE, KEY, LINEAR, PAGE as ENTRY_PAGE, ROTATION};
 use super::memory::{GuestAddress, Want};
 use super::operand::{self, Place};
-use super::shared::{EVENT_MASK, EVENTS, FETCH_KEY, JUMPS, RIP, RIP_PAGE, SPARE, home};
+use super::shared::{
+    CODE_LIMIT, EVENT_MASK, EVENTS, FETCH_KEY, JUMPS, RIP, RIP_PAGE, SPARE, home, segment_base,
+};
 use super::thunks::Exit;
 use super::unit::{Link, Next, PAGE};
-use crate::cpu::gpr;
+use crate::cpu::{gpr, seg};
 use iced_x86::{Code, ConditionCode, Instruction, OpKind};
 
 /// Number of RSP.
@@ -29,6 +31,48 @@ fn condition(i: &Instruction) -> Option<u8> {
     }
 }
 
+/// Operand size of a near branch, call or return, in bytes; `None` for anything else.
+pub(super) fn operand_size(i: &Instruction) -> Option<u8> {
+    match i.code() {
+        Code::Retnq | Code::Retnq_imm16 | Code::Jmp_rm64 | Code::Call_rm64 => Some(8),
+        Code::Retnd | Code::Retnd_imm16 | Code::Jmp_rm32 | Code::Call_rm32 => Some(4),
+        Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16 => Some(2),
+        _ if i.is_jcc_short_or_near() || i.is_jmp_short_or_near() || i.is_call_near() => {
+            Target::of(i).map(|target| target.size)
+        }
+        _ => None,
+    }
+}
+
+/// Where a branch leads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// Relative to the page.
+    pub at: i64,
+    /// Bytes that count of the address.
+    pub size: u8,
+    /// The branch's site, if it faults on a target behind the limit of CS.
+    pub site: Option<usize>,
+}
+
+impl Target {
+    /// Target of a near branch.
+    fn of(i: &Instruction) -> Option<Self> {
+        let (at, size) = match i.op0_kind() {
+            OpKind::NearBranch16 => (i64::from(i.near_branch16() as i16), 2),
+            OpKind::NearBranch32 => (i64::from(i.near_branch32() as i32), 4),
+            OpKind::NearBranch64 => (i.near_branch64() as i64, 8),
+            _ => return None,
+        };
+        Some(Target { at, size, site: None })
+    }
+
+    /// The next instruction, wherever that is.
+    pub fn next(at: i64) -> Self {
+        Target { at, size: 8, site: None }
+    }
+}
+
 /// An address in the page, if it is.
 fn in_page(target: i64) -> Option<u16> {
     u16::try_from(target).ok().filter(|&target| usize::from(target) < PAGE)
@@ -37,45 +81,53 @@ fn in_page(target: i64) -> Option<u16> {
 impl Builder<'_> {
     /// Translates a transfer, or says that it is none, or not known, before emitting anything.
     pub fn transfer(&mut self, i: &Instruction) -> Result<After, Unknown> {
+        let Some(size) = operand_size(i) else { return Err(Unknown) };
         match i.code() {
-            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => {
-                self.go_to(i.near_branch64() as i64);
-                Ok(After::End)
+            _ if i.is_jcc_short_or_near() => return self.branch(i),
+            _ if i.is_jmp_short_or_near() => {
+                let target = self.target(i)?;
+                self.go_to(target);
             }
-            Code::Call_rel32_64 => self.call(i.near_branch64() as i64),
-            Code::Retnq => self.ret(8),
-            Code::Retnq_imm16 => self.ret(8 + i32::from(i.immediate16())),
-            Code::Jmp_rm64 => {
-                self.indirect_target(i)?;
+            _ if i.is_call_near() => self.call(i)?,
+            Code::Retnq | Code::Retnd | Code::Retnw => self.ret(size, 0),
+            Code::Retnq_imm16 | Code::Retnd_imm16 | Code::Retnw_imm16 => self.ret(size, i.immediate16()),
+            Code::Jmp_rm64 | Code::Jmp_rm32 | Code::Jmp_rm16 => {
+                self.indirect_target(i, size)?;
                 let undo = Undo { site: self.site(), stack: 0 };
                 self.jump_cache(Some(undo));
-                Ok(After::End)
             }
-            Code::Call_rm64 => self.call_indirect(i),
-            _ if i.is_jcc_short_or_near() && i.op0_kind() == OpKind::NearBranch64 => self.branch(i),
-            _ => Err(Unknown),
+            Code::Call_rm64 | Code::Call_rm32 | Code::Call_rm16 => self.call_indirect(i, size)?,
+            _ => return Err(Unknown),
         }
+        Ok(After::End)
+    }
+
+    /// Where the current instruction, a near branch, leads.
+    fn target(&mut self, i: &Instruction) -> Result<Target, Unknown> {
+        let target = Target::of(i).ok_or(Unknown)?;
+        let site = (!self.context.kind.is_flat()).then(|| self.site());
+        Ok(Target { site, ..target })
     }
 
     fn branch(&mut self, i: &Instruction) -> Result<After, Unknown> {
         let condition = condition(i).ok_or(Unknown)?;
-        let target = i.near_branch64() as i64;
+        let to = self.target(i)?;
         self.need_flags();
         let flags = self.flags;
         let from = self.asm.label();
         let at = self.asm.jcc(condition, from);
-        let cold = match in_page(target) {
+        let cold = match in_page(to.at) {
             Some(target) if target > self.offset => Cold::Link { from, at, target, flags },
-            Some(target) => Cold::Back { from, target, flags, remake: self.remake_for_jump(target) },
-            None => Cold::Far { from, target, flags },
+            Some(target) => Cold::Back { from, to, flags, remake: self.remake_for_jump(target) },
+            None => Cold::Far { from, to, flags },
         };
         self.cold.push(cold);
         Ok(After::Next)
     }
 
     /// Goes to an address relative to the page.
-    pub fn go_to(&mut self, target: i64) {
-        match in_page(target) {
+    pub fn go_to(&mut self, to: Target) {
+        match in_page(to.at) {
             Some(target) if target > self.offset => {
                 let from = self.asm.label();
                 let at = self.asm.jmp(from);
@@ -83,18 +135,26 @@ impl Builder<'_> {
             }
             Some(target) => {
                 let remake = self.remake_for_jump(target);
-                self.jump_back(target, remake);
+                self.jump_back(to, remake);
             }
-            None => self.jump_out(target),
+            None => self.jump_out(to),
         }
     }
 
     /// Jumps back in the page, after a look at events. With `remake`, flags do not matter there, and are only made
     /// again where the jump is left.
-    pub fn jump_back(&mut self, target: u16, remake: Option<Remake>) {
+    pub fn jump_back(&mut self, to: Target, remake: Option<Remake>) {
+        let target = to.at as u16;
         if remake.is_none() {
             self.save_flags();
         }
+        let before = (!self.context.kind.is_flat()).then(|| {
+            // The page may begin before the segment does: then this leads to the end of the segment, or behind it.
+            let before = self.asm.label();
+            self.asm.cmp_gs_imm(RIP_PAGE, -i32::from(target));
+            self.asm.jcc(cc::L, before);
+            before
+        });
         let event = self.asm.label();
         let a = &mut self.asm;
         a.load_gs(S1, EVENTS);
@@ -117,6 +177,10 @@ impl Builder<'_> {
         }
         self.asm.mov_number(S2, link, Refers::Link);
         self.asm.jmp_to(self.context.thunks.leave(Exit::Link));
+        if let Some(before) = before {
+            self.asm.bind(before);
+            self.jump_out(to);
+        }
     }
 
     fn link(&mut self, at: u64, target: u16, flags: FlagHome) -> u32 {
@@ -137,10 +201,20 @@ impl Builder<'_> {
     }
 
     /// Jumps to an address outside the page.
-    pub fn jump_out(&mut self, target: i64) {
+    pub fn jump_out(&mut self, to: Target) {
         self.save_flags();
-        self.in_page_address(target);
-        self.jump_cache(None);
+        self.put_target(to);
+        self.jump_cache(to.site.map(|site| Undo { site, stack: 0 }));
+    }
+
+    /// Puts the address that a branch leads to into [`S1`]; keeps flags.
+    pub fn put_target(&mut self, to: Target) {
+        self.in_page_address(to.at);
+        match to.size {
+            2 => self.asm.zero_extend16(S1, S1),
+            4 => self.asm.mov32(S1, S1),
+            _ => {}
+        }
     }
 
     /// Puts an address relative to the page into [`S1`].
@@ -159,11 +233,19 @@ impl Builder<'_> {
         }
     }
 
-    /// Jumps to the linear address in [`S1`].
+    /// Jumps to the address in [`S1`], an offset in CS.
     fn jump_cache(&mut self, undo: Option<Undo>) {
         self.save_target_flags();
-        let (from, reload) = (self.asm.label(), self.asm.label());
+        let (from, reload, bad) = (self.asm.label(), self.asm.label(), self.asm.label());
+        let flat = self.context.kind.is_flat();
         let a = &mut self.asm;
+        if !flat {
+            if undo.is_some() {
+                a.cmp_gs32(S1, CODE_LIMIT);
+                a.jcc(cc::A, bad);
+            }
+            a.alu_gs(Alu::Add, S1, segment_base(seg::CS));
+        }
         if self.context.thunks.bmi2 {
             a.rorx32(S2, S1, ROTATION);
         } else {
@@ -180,9 +262,12 @@ impl Builder<'_> {
         a.alu_rm(Alu::Cmp, S1, S2, KEY);
         a.jcc(cc::NE, reload);
         a.alu_rm(Alu::Mov, S1, S2, ENTRY_PAGE);
+        if !flat {
+            a.alu_gs(Alu::Sub, S1, segment_base(seg::CS));
+        }
         a.store_gs(RIP_PAGE, S1);
         a.jmp_mem(S2, HOST);
-        self.cold.push(Cold::Miss { from, reload, undo });
+        self.cold.push(Cold::Miss { from, reload, bad, undo });
     }
 
     /// Saves live flags while [`S1`] holds a target.
@@ -192,13 +277,16 @@ impl Builder<'_> {
     }
 
     /// The address in [`S1`] is not in the jump cache.
-    pub fn emit_miss(&mut self, from: Label, reload: Label, undo: Option<Undo>) {
+    pub fn emit_miss(&mut self, from: Label, reload: Label, bad: Label, undo: Option<Undo>) {
+        let kind = self.context.kind;
         let a = &mut self.asm;
         a.bind(reload);
         a.alu_rm(Alu::Mov, S1, S2, LINEAR);
         a.bind(from);
-        let bad = a.label();
-        if undo.is_some() {
+        if !kind.is_flat() {
+            a.alu_gs(Alu::Sub, S1, segment_base(seg::CS));
+        }
+        if undo.is_some() && kind.is_long() {
             a.mov(S2, S1);
             a.shift(4, S2, 16, true);
             a.shift(7, S2, 16, true);
@@ -208,10 +296,12 @@ impl Builder<'_> {
         a.store_gs(RIP, S1);
         a.jmp_to(self.context.thunks.leave(Exit::Lookup));
         a.bind(bad);
-        if let Some(Undo { site, stack }) = undo {
+        // Flat 32-bit code has no targets at fault.
+        if let Some(Undo { site, stack }) = undo.filter(|_| kind.is_long() || !kind.is_flat()) {
             if stack != 0 {
-                a.lea(super::asm::GUEST_RSP, super::asm::GUEST_RSP, stack);
+                self.move_stack(stack);
             }
+            let a = &mut self.asm;
             a.mov_number(S2, site as u32, Refers::Site);
             a.call_to(self.context.thunks.call_site);
             // The interpreter has jumped or faulted, and does not come back.
@@ -219,23 +309,25 @@ impl Builder<'_> {
         }
     }
 
-    fn ret(&mut self, bytes: i32) -> Result<After, Unknown> {
-        let operand = self.check(&GuestAddress::based(RSP, 0), 8, Want::LOAD);
-        self.asm.operand(0x8b, S1, operand.base, operand.index, operand.disp);
-        self.asm.lea(super::asm::GUEST_RSP, super::asm::GUEST_RSP, bytes);
+    fn ret(&mut self, size: u8, more: u16) {
+        let bytes = i32::from(size) + i32::from(more);
+        let at = GuestAddress::on_stack(self.context.kind, RSP, 0);
+        let operand = self.check(&at, u32::from(size), Want::LOAD);
+        self.asm.operand_sized(0x8b, S1, operand.address(), size);
+        self.move_stack(bytes);
         let undo = Undo { site: self.site(), stack: -bytes };
         self.jump_cache(Some(undo));
-        Ok(After::End)
     }
 
     /// Pushes the address of the next instruction.
-    fn push_return(&mut self) {
-        let mut operand = self.check(&GuestAddress::based(RSP, -8), 8, Want::STORE);
+    fn push_return(&mut self, size: u8) {
+        let at = GuestAddress::on_stack(self.context.kind, RSP, -i32::from(size));
+        let mut operand = self.check(&at, u32::from(size), Want::STORE);
         let scratch = self.free_scratch(&mut operand);
         self.asm.load_gs(scratch, RIP_PAGE);
         self.asm.lea(scratch, scratch, self.next as i32);
-        self.asm.operand(0x89, scratch, operand.base, operand.index, operand.disp);
-        self.asm.lea(super::asm::GUEST_RSP, super::asm::GUEST_RSP, -8);
+        self.asm.operand_sized(0x89, scratch, operand.address(), size);
+        self.move_stack(-i32::from(size));
         let site = self.site();
         if let Some(site) = self.context.sites.get_mut(site) {
             site.next = Next::Spare;
@@ -246,36 +338,48 @@ impl Builder<'_> {
         }
     }
 
-    fn call(&mut self, target: i64) -> Result<After, Unknown> {
-        self.call = Some(target);
-        self.push_return();
-        self.go_to(target);
-        Ok(After::End)
+    fn call(&mut self, i: &Instruction) -> Result<(), Unknown> {
+        let to = self.target(i)?;
+        if to.site.is_some() {
+            // A target behind the limit faults before anything is pushed.
+            self.save_flags();
+            self.put_target(to);
+            let slow = self.slow_path();
+            self.asm.cmp_gs32(S1, CODE_LIMIT);
+            self.asm.jcc(cc::A, slow);
+            self.clobbered();
+        }
+        self.call = Some(to);
+        self.push_return(to.size);
+        self.go_to(Target { site: None, ..to });
+        Ok(())
     }
 
-    fn call_indirect(&mut self, i: &Instruction) -> Result<After, Unknown> {
-        self.indirect_target(i)?;
+    fn call_indirect(&mut self, i: &Instruction, size: u8) -> Result<(), Unknown> {
+        self.indirect_target(i, size)?;
         self.asm.store_gs(SPARE, S1);
-        self.push_return();
+        self.push_return(size);
         self.asm.load_gs(S1, SPARE);
-        let undo = Undo { site: self.site(), stack: 8 };
+        let undo = Undo { site: self.site(), stack: i32::from(size) };
         self.jump_cache(Some(undo));
-        Ok(After::End)
+        Ok(())
     }
 
     /// Puts the target of an indirect transfer into [`S1`]; flags are saved.
-    fn indirect_target(&mut self, i: &Instruction) -> Result<(), Unknown> {
+    fn indirect_target(&mut self, i: &Instruction, size: u8) -> Result<(), Unknown> {
         if i.op0_kind() == OpKind::Memory {
-            let address = GuestAddress::of(i)?;
-            let operand = self.check(&address, 8, Want::LOAD);
-            self.asm.operand(0x8b, S1, operand.base, operand.index, operand.disp);
+            let address = GuestAddress::of(self.context.kind, i)?;
+            let operand = self.check(&address, u32::from(size), Want::LOAD);
+            self.asm.operand_sized(0x8b, S1, operand.address(), size);
             return Ok(());
         }
         self.save_flags();
         let register = i.op0_register();
-        match operand::place(register) {
-            Place::Host(host) => self.asm.mov(S1, host),
-            Place::Home => self.asm.load_gs(S1, home(operand::number(register))),
+        match (operand::place(register), size) {
+            (Place::Host(host), 2) => self.asm.zero_extend16(S1, host),
+            (Place::Host(host), 4) => self.asm.mov32(S1, host),
+            (Place::Host(host), _) => self.asm.mov(S1, host),
+            (Place::Home, _) => self.asm.load_gs(S1, home(operand::number(register))),
         }
         Ok(())
     }

@@ -1,9 +1,10 @@
-//! [`Unit`]: the translations of one guest-physical page of code at one generation.
+//! [`Unit`]: the translations of one guest-physical page of code at one generation, for one kind of code.
 //!
 //! Blocks of a unit jump to each other directly: what makes one stale makes all stale. Everything else goes
 //! through the jump cache, whose targets check their unit's generation. So nothing has to be unlinked.
 
 use super::flags::FlagHome;
+use super::kind::CodeKind;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -75,13 +76,13 @@ pub(super) struct Link {
 pub(super) struct Unit {
     /// Guest-physical address.
     pub page: u64,
-    pub code_size: u8,
+    pub kind: CodeKind,
     generation: (*const AtomicU32, u32),
 }
 
 impl Unit {
-    pub fn new(page: u64, code_size: u8, generation: (*const AtomicU32, u32)) -> Self {
-        Unit { page, code_size, generation }
+    pub fn new(page: u64, kind: CodeKind, generation: (*const AtomicU32, u32)) -> Self {
+        Unit { page, kind, generation }
     }
 
     /// Where the page's generation is counted, and the one of this unit.

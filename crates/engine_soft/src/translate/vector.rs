@@ -106,7 +106,7 @@ impl Builder<'_> {
         if !is_control(i) || !is_offered(self.context.system, i) {
             return Err(Unknown);
         }
-        let address = GuestAddress::of(i)?;
+        let address = GuestAddress::of(self.context.kind, i)?;
         self.want_vector(level(i));
         if matches!(i.mnemonic(), Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr) {
             let operand = self.check(&address, 4, Want::STORE);

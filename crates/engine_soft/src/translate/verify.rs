@@ -8,7 +8,7 @@
 
 use super::thunks::Exit;
 use crate::code::Block;
-use crate::cpu::{Cpu, Stop};
+use crate::cpu::{Cpu, Stop, seg};
 use crate::interp::x87::FpuState;
 use engine::VmExit;
 use x86::Exception;
@@ -67,6 +67,7 @@ impl Cpu {
     /// but for flags that are `undefined`.
     pub(super) fn enter_verified(&mut self, host: u64, insns: u32, undefined: u64) -> Result<Exit, Stop> {
         let before = self.picture(None);
+        let page = self.shared.rip_page;
         let (rehearsal, log, wanted) = self.rehearse(insns, &before);
         match rehearsal {
             Rehearsal::Impossible => return Ok(self.enter(host)),
@@ -79,9 +80,10 @@ impl Cpu {
             self.put_bytes(*at, old);
         }
         self.put_back(&before);
-        self.shared.rip_page = self.rip() & !0xfff;
+        self.shared.rip_page = page;
         let exit = self.enter(host);
-        let at_start = exit == Exit::InPage && self.shared.argument == before.regs[17] & 0xfff;
+        let at_start = matches!(exit, Exit::InPage | Exit::Interpret)
+            && self.shared.argument == before.regs[17].wrapping_sub(page);
         if at_start {
             return Ok(exit);
         }
@@ -177,7 +179,8 @@ impl Cpu {
     }
 
     fn report(&mut self, before: &Picture, wanted: &Picture, got: &Picture, memory: bool) -> Stop {
-        let page = self.bytes_at_linear(before.regs[17], 64);
+        let page =
+            self.bytes_at_linear(before.regs[17].wrapping_add(self.segment_base[usize::from(seg::CS)]), 64);
         let detail = format!(
             "A translated block differs from the interpreter at {:#x} (code {page:02x?}): memory {memory}, \
              before {:x?} flags {:x}, interpreter {:x?} flags {:x} fault {:?}, translator {:x?} flags {:x} fault \

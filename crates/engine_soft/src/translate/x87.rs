@@ -71,7 +71,7 @@ fn keeps_pointers(i: &Instruction) -> bool {
 
 impl Builder<'_> {
     /// The guest's x87 registers are the host's afterwards.
-    fn want_x87(&mut self) {
+    pub fn want_x87(&mut self) {
         if self.x87_loaded {
             return;
         }
@@ -93,7 +93,7 @@ impl Builder<'_> {
         }
         let memory = i.op_count() > 0 && i.op0_kind() == OpKind::Memory
             || i.op_count() > 1 && i.op1_kind() == OpKind::Memory;
-        let address = if memory { Some(GuestAddress::of(i)?) } else { None };
+        let address = if memory { Some(GuestAddress::of(self.context.kind, i)?) } else { None };
         self.want_x87();
         match address {
             None if i.code() == Code::Wait => {}

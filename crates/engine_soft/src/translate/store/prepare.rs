@@ -2,6 +2,7 @@
 
 use super::{StoreError, TranslationStore, file};
 use crate::cpu::Cpu;
+use crate::translate::kind::CodeKind;
 use crate::translate::portable::Portable;
 use crate::translate::share::PLAIN;
 use crate::translate::unit::{PAGE, Unit};
@@ -18,7 +19,7 @@ use std::sync::atomic::AtomicU32;
 /// Code memory: it is emptied when it is full.
 const CODE_MEMORY: usize = 16 << 20;
 /// Size of code in bits; the only one whose translations are kept.
-const MODE: u8 = 64;
+const MODE: CodeKind = CodeKind::LONG;
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,7 +104,7 @@ impl Preparation {
                 let Some(place) = page.get_mut(from..from + bytes.len()) else { return };
                 place.copy_from_slice(bytes);
             }
-            if block.mode == MODE {
+            if block.mode == MODE.bits() {
                 self.translate(&page, block.start);
             }
         })?;
@@ -147,7 +148,7 @@ fn block_starts(code: &[u8], lead: u64) -> Vec<u64> {
     use crate::translate::block::LONGEST_BLOCK;
     let end = lead + code.len() as u64;
     let mut starts = vec![lead];
-    let mut decoder = Decoder::with_ip(u32::from(MODE), code, lead, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(u32::from(MODE.code_size()), code, lead, DecoderOptions::NONE);
     let (mut begin, mut length) = (true, 0);
     while decoder.can_decode() {
         let i = decoder.decode();

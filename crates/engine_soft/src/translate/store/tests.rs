@@ -69,9 +69,9 @@ fn run_sum(count: u64, store: &Arc<TranslationStore>) -> TranslationCounts {
 #[test]
 fn stored_translations_do_what_new_ones_do() {
     let directory = directory();
-    let mut all = codes();
-    all.extend(vector_codes());
-    all.extend(x87_codes());
+    let mut all = codes(64);
+    all.extend(vector_codes(64));
+    all.extend(x87_codes(64));
     let run = |store: &Arc<TranslationStore>| {
         let program = |random: &mut Random| program(random, &all);
         differential_with(1500, 0x5151_5678_9abc_def1, program, settings(store))

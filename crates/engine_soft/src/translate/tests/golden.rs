@@ -6,6 +6,7 @@ use super::super::shared;
 use super::super::thunks::Thunks;
 use super::super::unit::PAGE;
 use crate::system::SystemState;
+use crate::translate::kind::CodeKind;
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, Formatter, IntelFormatter, OpKind, Register};
 use std::fmt::Write as _;
@@ -83,6 +84,7 @@ fn field(offset: u64) -> Option<String> {
         (shared::FIP, "FIP"),
         (shared::EVENT_MASK, "EVENT_MASK"),
         (shared::TLB, "TLB"),
+        (shared::TLB_MASK, "TLB_MASK"),
         (shared::FETCH_KEY, "FETCH_KEY"),
         (shared::RIP, "RIP"),
     ];
@@ -132,6 +134,7 @@ fn translated(assemble: fn(&mut CodeAssembler) -> Assembled) -> String {
         shares: &mut shares,
         verified: false,
         system: &SystemState::default(),
+        kind: CodeKind::LONG,
         unit: 0,
         page: &page,
         generation: (0x1234_5678_9abc, 7),
