@@ -111,9 +111,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Outcome, VmmError>
     // The guest's last words before ours, and the terminal as it was.
     let mut disks = std::mem::take(&mut guest.disks);
     drop(guest);
-    if let Some(stats) = stats {
-        print(&stats);
-    }
+    stats.iter().for_each(print);
     if let Some(Err(error)) = store.map(|store| store.save()) {
         tracing::error!("{error}; translations of this run are not kept");
     }
