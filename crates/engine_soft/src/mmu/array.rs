@@ -100,6 +100,8 @@ pub(crate) struct Array {
     log: Vec<u32>,
     /// Pages that others have replaced lately.
     evictions: usize,
+    /// Pages put in since the array was last asked to settle.
+    puts: usize,
 }
 
 impl Array {
@@ -107,7 +109,7 @@ impl Array {
     pub fn new(size: usize) -> Self {
         let mut entries = Mapped::<TlbEntry>::new(size);
         entries[0] = TlbEntry::empty(0);
-        Array { entries, info: Mapped::new(size), log: Vec::new(), evictions: 0 }
+        Array { entries, info: Mapped::new(size), log: Vec::new(), evictions: 0, puts: 0 }
     }
 
     /// Entries.
@@ -140,6 +142,7 @@ impl Array {
     /// Fills the slot of a page.
     pub fn put(&mut self, page: &Page) {
         let slot = self.slot(page.entry.read);
+        self.puts += 1;
         if !self.entries[slot].is_filled(slot) {
             self.note(slot);
         } else if self.entries[slot].read != page.entry.read {
@@ -222,9 +225,17 @@ impl Array {
         self.evictions -= self.evictions >> 4;
     }
 
+    /// Once in a while: an array that has grown, and was hardly used since the last time, shrinks.
+    pub fn settle(&mut self) {
+        let puts = std::mem::take(&mut self.puts);
+        if self.size() > BASE_SIZE && puts < self.size() >> 6 {
+            self.resize(if puts == 0 { BASE_SIZE } else { self.size() >> STEP });
+        }
+    }
+
     /// Gives the array another size. Entries stay, as far as there is room.
     pub fn resize(&mut self, size: usize) {
-        self.evictions = 0;
+        (self.evictions, self.puts) = (0, 0);
         if size == self.size() {
             return;
         }
@@ -358,5 +369,12 @@ mod tests {
         array.put(&page(1, 0, false));
         array.recycle(false);
         assert_eq!(array.size(), BASE_SIZE);
+        array.resize(wish);
+        (0..size).for_each(|number| array.put(&page(number, 0, false)));
+        array.settle();
+        assert_eq!(array.size(), wish, "it was used");
+        array.settle();
+        assert_eq!(array.size(), BASE_SIZE);
+        assert!((0..size).all(|number| holds(&array, number)), "nothing is lost that there is room for");
     }
 }

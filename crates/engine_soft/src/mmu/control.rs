@@ -39,6 +39,16 @@ impl Cpu {
         (mmu.array, mmu.mask) = mmu.tlb.start(mmu.accessor as usize, open);
     }
 
+    /// Before the processor goes idle at `now` nanoseconds: at most once a second, the TLB gives memory back.
+    pub(crate) fn settle_tlb(&mut self, now: u64) {
+        const SECOND: u64 = 1_000_000_000;
+        if now >= self.mmu.next_settling {
+            self.mmu.next_settling = now.saturating_add(SECOND);
+            self.mmu.tlb.settle();
+            self.update_array();
+        }
+    }
+
     fn update_tags(&mut self) {
         const WIDTH: u32 = CodeKind::WIDTH;
         self.update_array();

@@ -105,6 +105,8 @@ pub struct Mmu {
     check_breakpoints: bool,
     /// DR6 bits of data breakpoints hit by the current instruction.
     pub(crate) breakpoints_hit: u64,
+    /// When the TLB's arrays are to settle next, in nanoseconds.
+    next_settling: u64,
     /// Guest-physical address of an atomic access that the TLB does not know.
     aside: u64,
     pub(crate) pdptes: [u64; 4],
@@ -137,6 +139,7 @@ impl Mmu {
             check_alignment: false,
             check_breakpoints: false,
             breakpoints_hit: 0,
+            next_settling: 0,
             aside: 0,
             pdptes: [0; 4],
             physical_mask: u64::MAX >> (64 - physical_bits.clamp(32, 52)),

@@ -9,7 +9,7 @@
 //! # Size
 //! Arrays begin small. One in which pages replaced each other often grows, up to 65536 entries; all together have a
 //! budget, and whoever was not used for longest is emptied and small again when it is spent. An array that was hardly
-//! used before its set is emptied shrinks. Their memory comes from the host where it is touched.
+//! used before its set is emptied, or for a second of a processor that goes idle now and then, shrinks. Their memory comes from the host where it is touched.
 //!
 //! # Invariants
 //! * An empty entry's page belongs to another slot, so no address of this slot matches it.
@@ -146,6 +146,13 @@ impl Tlb {
         }
         self.array_mut(number).resize(wish);
         true
+    }
+
+    /// Gives memory back that was hardly used since the last time.
+    pub fn settle(&mut self) {
+        for set in &mut self.sets {
+            set.arrays.iter_mut().for_each(Array::settle);
+        }
     }
 
     /// Forgets everything.

@@ -170,6 +170,7 @@ impl Cpu {
         if self.step_end != u64::MAX {
             return self.leave(VmExit::Halted);
         }
+        self.settle_tlb(now);
         let timeout = deadline.map(|due| Duration::from_nanos(due.saturating_sub(now)));
         let mask = self.event_mask;
         if let Some(lapic) = &self.system.lapic {
