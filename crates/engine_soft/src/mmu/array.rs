@@ -96,8 +96,10 @@ pub(crate) struct Page {
 pub(crate) struct Array {
     entries: Mapped<TlbEntry>,
     info: Mapped<u64>,
-    /// Slots filled since the array was emptied, some of them empty again.
-    log: Vec<u32>,
+    /// A bit for each slot that was filled since the array was emptied, some of them empty again.
+    filled: Box<[u64]>,
+    /// Pages put in since the array was emptied.
+    uses: usize,
     /// Pages that others have replaced lately.
     evictions: usize,
     /// Pages put in since the array was last asked to settle.
@@ -109,7 +111,8 @@ impl Array {
     pub fn new(size: usize) -> Self {
         let mut entries = Mapped::<TlbEntry>::new(size);
         entries[0] = TlbEntry::empty(0);
-        Array { entries, info: Mapped::new(size), log: Vec::new(), evictions: 0, puts: 0 }
+        let filled = vec![0; size.div_ceil(64)].into_boxed_slice();
+        Array { entries, info: Mapped::new(size), filled, uses: 0, evictions: 0, puts: 0 }
     }
 
     /// Entries.
@@ -143,11 +146,8 @@ impl Array {
     pub fn put(&mut self, page: &Page) {
         let slot = self.slot(page.entry.read);
         self.puts += 1;
-        if !self.entries[slot].is_filled(slot) {
-            self.note(slot);
-        } else if self.entries[slot].read != page.entry.read {
-            self.evictions += 1;
-        }
+        let held = &self.entries[slot];
+        self.evictions += usize::from(held.is_filled(slot) && held.read != page.entry.read);
         self.set(slot, page);
     }
 
@@ -155,31 +155,28 @@ impl Array {
     pub fn offer(&mut self, page: &Page) {
         let slot = self.slot(page.entry.read);
         if !self.entries[slot].is_filled(slot) {
-            self.note(slot);
             self.set(slot, page);
         }
     }
 
-    /// Notes a slot that is going to be filled: it is still empty.
-    fn note(&mut self, slot: usize) {
-        if self.log.len() >= 2 * self.size() {
-            self.shorten_log();
-        }
-        self.log.push(slot as u32);
-    }
-
     fn set(&mut self, slot: usize, page: &Page) {
+        self.filled[slot / 64] |= 1 << (slot % 64);
+        self.uses = self.uses.saturating_add(1);
         let write = if page.writable { page.entry.read } else { TlbEntry::nothing(slot) };
         self.entries[slot] = TlbEntry { write, ..page.entry };
         self.info[slot] = page.physical & !OFFSET | u64::from(page.global);
     }
 
-    /// Drops repetitions and empty slots from the log.
-    fn shorten_log(&mut self) {
-        self.log.sort_unstable();
-        self.log.dedup();
-        let entries = &self.entries;
-        self.log.retain(|&slot| entries[slot as usize].is_filled(slot as usize));
+    /// Slots that may be filled.
+    fn slots(filled: &[u64]) -> impl Iterator<Item = usize> {
+        filled.iter().enumerate().flat_map(|(word, &bits)| {
+            let mut left = bits;
+            std::iter::from_fn(move || {
+                let bit = left.trailing_zeros() as usize;
+                left &= left.wrapping_sub(1);
+                (bit < 64).then_some(64 * word + bit)
+            })
+        })
     }
 
     /// Empties the slot of a linear address.
@@ -190,20 +187,22 @@ impl Array {
 
     /// Empties the array, but for global pages if they may stay. One that was hardly used shrinks.
     pub fn recycle(&mut self, keep_global: bool) {
-        if self.log.len() < self.size() >> (2 * STEP) && self.size() > BASE_SIZE {
+        if self.uses < self.size() >> (2 * STEP) && self.size() > BASE_SIZE {
             self.resize(self.size() >> STEP);
         }
-        let (entries, info) = (&mut self.entries, &self.info);
-        self.log.retain(|&slot| {
-            let slot = slot as usize;
-            let keep = keep_global && info[slot] & GLOBAL != 0 && entries[slot].is_filled(slot);
-            if !keep {
-                entries[slot] = TlbEntry::empty(slot);
+        for (word, bits) in self.filled.iter_mut().enumerate().filter(|(_, bits)| **bits != 0) {
+            let mut kept = 0;
+            for slot in Self::slots(&[*bits]).map(|bit| 64 * word + bit) {
+                let global = self.info[slot] & GLOBAL != 0;
+                if keep_global && global && self.entries[slot].is_filled(slot) {
+                    kept |= 1 << (slot % 64);
+                } else {
+                    self.entries[slot] = TlbEntry::empty(slot);
+                }
             }
-            keep
-        });
-        self.log.shrink_to(BASE_SIZE);
-        self.evictions = 0;
+            *bits = kept;
+        }
+        (self.uses, self.evictions) = (0, 0);
     }
 
     /// Empties the array and lets it have the least memory.
@@ -228,7 +227,7 @@ impl Array {
     /// Once in a while: an array that has grown, and was hardly used since the last time, shrinks.
     pub fn settle(&mut self) {
         let puts = std::mem::take(&mut self.puts);
-        if self.size() > BASE_SIZE && puts < self.size() >> 6 {
+        if self.size() > BASE_SIZE && puts < self.size() >> 4 {
             self.resize(if puts == 0 { BASE_SIZE } else { self.size() >> STEP });
         }
     }
@@ -240,8 +239,7 @@ impl Array {
             return;
         }
         let mut other = Array::new(size);
-        for &slot in &self.log {
-            let slot = slot as usize;
+        for slot in Self::slots(&self.filled) {
             let (entry, info) = (self.entries[slot], self.info[slot]);
             if entry.is_filled(slot) {
                 let writable = entry.write == entry.read;
@@ -254,7 +252,7 @@ impl Array {
     /// Empties the slots of a linear range of whole pages.
     pub fn forget(&mut self, start: u64, len: u64) {
         let inside = |page: u64| (page & !OFFSET).wrapping_sub(start) < len;
-        if len >> 12 < self.log.len() as u64 {
+        if len >> 12 < self.size().min(self.uses + 64) as u64 {
             for page in (0..len >> 12).map(|number| start.wrapping_add(number << 12)) {
                 let slot = self.slot(page);
                 let entry = &mut self.entries[slot];
@@ -264,8 +262,7 @@ impl Array {
             }
             return;
         }
-        for &slot in &self.log {
-            let slot = slot as usize;
+        for slot in Self::slots(&self.filled) {
             let entry = &mut self.entries[slot];
             if entry.is_filled(slot) && inside(entry.read) {
                 *entry = TlbEntry::empty(slot);

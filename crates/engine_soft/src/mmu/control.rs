@@ -39,11 +39,11 @@ impl Cpu {
         (mmu.array, mmu.mask) = mmu.tlb.start(mmu.accessor as usize, open);
     }
 
-    /// Before the processor goes idle at `now` nanoseconds: at most once a second, the TLB gives memory back.
+    /// Before the processor goes idle at `now` nanoseconds: now and then, the TLB gives memory back.
     pub(crate) fn settle_tlb(&mut self, now: u64) {
-        const SECOND: u64 = 1_000_000_000;
+        const INTERVAL_NS: u64 = 250_000_000;
         if now >= self.mmu.next_settling {
-            self.mmu.next_settling = now.saturating_add(SECOND);
+            self.mmu.next_settling = now.saturating_add(INTERVAL_NS);
             self.mmu.tlb.settle();
             self.update_array();
         }

@@ -9,11 +9,11 @@
 //! # Size
 //! Arrays begin small. One in which pages replaced each other often grows, up to 65536 entries; all together have a
 //! budget, and whoever was not used for longest is emptied and small again when it is spent. An array that was hardly
-//! used before its set is emptied, or for a second of a processor that goes idle now and then, shrinks. Their memory comes from the host where it is touched.
+//! used before its set is emptied, or for a while of a processor that goes idle now and then, shrinks. Their memory comes from the host where it is touched.
 //!
 //! # Invariants
 //! * An empty entry's page belongs to another slot, so no address of this slot matches it.
-//! * A slot that was filled since its array was emptied is in the array's log.
+//! * A slot that was filled since its array was emptied has its bit set.
 //! * Where the current array lies, and its size, change only in functions after which the MMU looks again.
 
 pub(crate) use super::array::{Array, BASE_SIZE, ENTRY_SHIFT, MOST_SIZE, Page};
