@@ -12,7 +12,7 @@ use std::time::Duration;
 use x86::{CpuState, Cr0, Efer, MpState, RFlags, Vector};
 
 /// Interrupts that IF holds back.
-const MASKABLE: u32 = event::INTR | event::PIC | event::EXT_INT;
+pub(crate) const MASKABLE: u32 = event::INTR | event::PIC | event::EXT_INT;
 
 impl Cpu {
     /// Recomputes which events matter: after changes of IF, NMI blocking and activity.

@@ -14,6 +14,7 @@ mod control;
 mod deliver;
 mod descriptor;
 mod events;
+pub(crate) use events::MASKABLE;
 mod far;
 mod far_return;
 mod fast_calls;

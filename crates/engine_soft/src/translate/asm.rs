@@ -313,6 +313,13 @@ impl Asm {
         self.bytes.push(value);
     }
 
+    /// `and dword gs:[offset], value`.
+    pub fn and_gs32_imm(&mut self, offset: usize, value: u32) {
+        self.raw(&[0x65, 0x81]);
+        self.gs_modrm(4, offset);
+        self.imm32(value);
+    }
+
     /// `push gs:[offset]` on the host's stack.
     pub fn push_gs(&mut self, offset: usize) {
         self.raw(&[0x65, 0xff]);

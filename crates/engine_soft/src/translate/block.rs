@@ -129,7 +129,7 @@ pub(super) struct Builder<'a> {
     /// How flags are made again on side ways; then nobody else needs them.
     pub remake: Option<Remake>,
     pub slow_remake: Option<Remake>,
-    all_copied: bool,
+    pub all_copied: bool,
     /// Accesses that share checks.
     pub shares: Plan,
     /// Level that the guest's vector registers were found at.
@@ -376,6 +376,7 @@ impl<'a> Builder<'a> {
             .or_else(|_| self.stack(i))
             .or_else(|_| self.x87(i))
             .or_else(|_| self.string(i))
+            .or_else(|_| self.system(i))
             .or_else(|_| self.copy(i));
         let after = match result {
             Ok(after) => after,

@@ -5,6 +5,7 @@
 //! | [`block`] | translation of one block: decoding, slow ways |
 //! | [`copy`], [`vector`], [`mod@x87`], [`mmx`] | instructions that are copied |
 //! | [`transfer`], [`stack`], [`mod@string`] | branches, calls; stack; strings |
+//! | [`mod@system`] | CLI, SWAPGS |
 //! | [`memory`], [`share`] | the check of memory operands, of one or of several at once |
 //! | [`mod@kind`] | modes: which kinds of code there are, and what of the legacy modes is brought into 64-bit form |
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
@@ -55,6 +56,7 @@ mod stack;
 mod stats;
 pub mod store;
 mod string;
+mod system;
 #[cfg(test)]
 mod tests;
 mod thunks;

@@ -4,6 +4,8 @@ use super::jumps::JumpEntry;
 use crate::cpu::{Cpu, seg};
 use crate::interp::simd::VectorState;
 use crate::mmu::Mmu;
+use crate::msr::MsrFile;
+use crate::system::SystemState;
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 use x86::Segment;
@@ -113,6 +115,13 @@ pub(super) const DIRECTION: (usize, u8) = (offset_of!(Cpu, system_flags) + 1, 1 
 pub(super) const EVENT_MASK: usize = offset_of!(Cpu, event_mask);
 pub(super) const TLB: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, array);
 pub(super) const TLB_MASK: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, mask);
+pub(super) const CPL: usize = offset_of!(Cpu, cpl);
+pub(super) const SYSTEM_FLAGS: usize = offset_of!(Cpu, system_flags);
+pub(super) const KERNEL_GS_BASE: usize =
+    offset_of!(Cpu, system) + offset_of!(SystemState, msrs) + offset_of!(MsrFile, kernel_gs_base);
+/// The GS base that a saved state has.
+pub(super) const SEGMENT_GS_BASE: usize =
+    offset_of!(Cpu, segments) + seg::GS as usize * size_of::<Segment>() + offset_of!(Segment, base);
 pub(super) const FETCH_KEY: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, fetch_key);
 /// RIP in [`Cpu::regs`].
 pub(super) const RIP: usize = offset_of!(Cpu, regs) + 17 * 8;

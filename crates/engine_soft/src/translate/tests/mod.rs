@@ -7,6 +7,7 @@ mod legacy;
 mod pages;
 mod shares;
 mod strings;
+mod system;
 
 use crate::cpu::Cpu;
 use crate::interp::harness::{self, CODE, DATA, STACK, UNMAPPED};
