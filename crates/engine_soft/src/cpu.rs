@@ -203,6 +203,10 @@ pub struct Cpu {
     pub(crate) shared: Shared,
     /// Translated code.
     pub(crate) translator: Option<Box<Translator>>,
+    /// What writes its instructions down.
+    pub(crate) tracer: Option<Box<crate::trace::Tracer>>,
+    /// Where the time goes.
+    pub(crate) times: crate::times::Times,
     /// Stores of a block that is rehearsed.
     pub(crate) store_log: Option<Box<StoreLog>>,
     /// What stops the processor for a debugger, if anything.

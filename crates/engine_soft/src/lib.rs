@@ -24,6 +24,8 @@ pub mod msr;
 pub mod run;
 mod state;
 pub mod system;
+mod times;
+pub mod trace;
 pub mod translate;
 mod vcpu;
 mod vm;

@@ -11,6 +11,7 @@ use crate::cpu::{Cpu, Stop, seg, shadow};
 use crate::insn::Insn;
 use engine::{VcpuIo, VmExit};
 use std::ptr::NonNull;
+use std::time::Instant;
 use x86::{Exception, MpState, RFlags, Vector};
 
 /// Instructions between two looks at the clock.
@@ -30,7 +31,10 @@ impl Cpu {
         self.io = Some(io);
         self.step_end = steps.map_or(u64::MAX, |steps| self.instructions.saturating_add(steps));
         self.next_tick = self.instructions;
+        let started = Instant::now();
         let exit = self.run_until_exit();
+        self.times.run += started.elapsed();
+        self.flush_trace();
         self.io = None;
         self.step_end = u64::MAX;
         exit
@@ -81,7 +85,10 @@ impl Cpu {
             return Err(Stop::Exit);
         }
         if self.needs_steps() {
-            self.step()?;
+            let traced = self.trace_before();
+            let stepped = self.step();
+            self.trace_after(traced);
+            stepped?;
             self.stepped();
             Ok(())
         } else if self.can_translate() && self.step_end == u64::MAX {
@@ -113,6 +120,7 @@ impl Cpu {
             || self.dr7 & 0xff != 0
             || self.has_flag(RFlags::RF)
             || self.is_single_stepped()
+            || self.is_traced()
             || self.step_end - self.instructions <= STEP_MARGIN
     }
 

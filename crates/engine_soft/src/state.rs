@@ -70,6 +70,8 @@ impl Cpu {
             code: CodeCache::new(),
             shared: Default::default(),
             translator: None,
+            tracer: None,
+            times: Default::default(),
             store_log: None,
             debug: None,
             last_stale: u64::MAX,

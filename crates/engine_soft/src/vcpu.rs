@@ -78,6 +78,37 @@ impl Cpu {
         }
     }
 
+    /// Instructions that ran as translated code, as far as they are counted. Those that it calls the interpreter for
+    /// are in its blocks as well as in the interpreter's count.
+    fn translated_instructions(&self) -> u64 {
+        let called = self.translator.as_ref().map_or(0, |translator| translator.call_outs());
+        self.shared.counted.insns.saturating_sub(called)
+    }
+
+    /// Instructions that were executed, as far as they are counted.
+    pub(crate) fn executed(&self) -> u64 {
+        self.instructions + self.translated_instructions()
+    }
+
+    /// What translated code counted of itself, and how its blocks were reached.
+    fn counted(&self) -> Vec<(String, u64)> {
+        let Some(translator) = self.translator.as_ref().filter(|_| self.times.detailed) else {
+            return Vec::new();
+        };
+        let counted = self.shared.counted;
+        let (entries, gotos) = (translator.counts.entries, translator.counts.gotos);
+        let others = entries + gotos + counted.jumps;
+        let all = [
+            ("translated_run", self.translated_instructions()),
+            ("blocks_run", counted.blocks),
+            ("blocks_by_link", counted.blocks.saturating_sub(others)),
+            ("blocks_by_jump_cache", counted.jumps),
+            ("blocks_by_call_out", gotos),
+            ("translated_accesses", counted.accesses),
+        ];
+        all.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+    }
+
     /// Counters so far.
     pub fn counts(&self) -> ExitCounts {
         let (mmu, code) = (self.mmu.counts, self.code.counts);
@@ -95,12 +126,13 @@ impl Cpu {
             ("blocks_stale", code.stale),
             ("code_cache_evictions", code.evictions),
         ];
+        let counts = counts.into_iter().chain(self.times.all());
         ExitCounts {
-            instructions: Some(self.instructions),
+            instructions: Some(self.executed()),
             counts: counts
-                .into_iter()
                 .map(|(name, count)| (name.to_owned(), count))
                 .chain(translation)
+                .chain(self.counted())
                 .collect(),
         }
     }

@@ -5,6 +5,7 @@ use crate::cpuid;
 use crate::interp::simd;
 use crate::lapic::{ApicBus, Lapic, LapicPort};
 use crate::system::{SystemSettings, SystemState, TSC_KHZ, event};
+use crate::trace::Trace;
 use crate::translate::TranslationSettings;
 use crate::vcpu::SoftVcpu;
 use engine::cpu_model::{CpuModel, CpuidTable, FeatureSet, HostIdentity};
@@ -22,12 +23,13 @@ const PHYSICAL_BITS: u32 = 46;
 pub struct SoftEngine {
     has_lapic: bool,
     translation: Option<TranslationSettings>,
+    trace: Option<Arc<Trace>>,
 }
 
 impl SoftEngine {
     /// The engine; it needs nothing of the host until a machine is created.
     pub fn new() -> Self {
-        SoftEngine { has_lapic: true, translation: None }
+        SoftEngine { has_lapic: true, translation: None, trace: None }
     }
 
     /// The engine with a translator, or without one.
@@ -36,10 +38,16 @@ impl SoftEngine {
         SoftEngine { translation, ..self }
     }
 
+    /// The engine whose processors write what they execute into a trace, if there is one.
+    #[must_use]
+    pub fn with_trace(self, trace: Option<Arc<Trace>>) -> Self {
+        SoftEngine { trace, ..self }
+    }
+
     /// An engine for excursions: its processors have no local APIC, because theirs is in another engine. An
     /// instruction that reaches for it ends the run before it.
     pub fn carrier() -> Self {
-        SoftEngine { has_lapic: false, translation: None }
+        SoftEngine { has_lapic: false, translation: None, trace: None }
     }
 }
 
@@ -78,6 +86,7 @@ impl Engine for SoftEngine {
             settings,
             has_lapic: self.has_lapic,
             translation: self.translation.clone(),
+            trace: self.trace.clone(),
         }))
     }
 }
@@ -89,6 +98,7 @@ struct SoftVm {
     bus: Arc<ApicBus>,
     has_lapic: bool,
     translation: Option<TranslationSettings>,
+    trace: Option<Arc<Trace>>,
 }
 
 /// Wakes a processor.
@@ -127,6 +137,9 @@ impl SoftVm {
                 engine: EngineKind::Software,
                 reason: format!("No memory for translated code: {error}"),
             })?;
+        }
+        if let Some(trace) = &self.trace {
+            cpu.set_trace(Arc::clone(trace), index);
         }
         Ok((cpu, port))
     }
@@ -198,6 +211,7 @@ pub(crate) fn lone_processor(
     };
     let model = model.resolve(cpuid::supported(), EngineKind::Software)?;
     let bus = Arc::new(ApicBus::new(1));
-    let vm = SoftVm { bus, model, settings, has_lapic: false, translation: Some(translation) };
+    let translation = Some(translation);
+    let vm = SoftVm { bus, model, settings, has_lapic: false, translation, trace: None };
     Ok(vm.processor(0)?.0)
 }

@@ -5,12 +5,13 @@ use engine::{Engine, EngineError, EngineKind};
 use engine_kvm::KvmEngine;
 use engine_kvm::probe::{KvmReport, Usable, probe, probe_briefly};
 use engine_soft::SoftEngine;
+use engine_soft::trace::{Trace, TraceStart};
 use engine_soft::translate::TranslationSettings;
 use engine_soft::translate::perf_map::PerfMap;
 use engine_soft::translate::store::TranslationStore;
 use serde::Serialize;
 use std::sync::Arc;
-use vm_config::{EngineChoice, SoftwareTier, VmConfig};
+use vm_config::{EngineChoice, SoftwareTier, TraceFrom, VmConfig};
 
 /// What a machine is run with.
 pub struct Chosen {
@@ -62,6 +63,15 @@ pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
         PerfMap::of_process().map_err(|source| EngineError::Host { operation, source })?;
     }
     let (kind, reason) = match config.engine {
+        EngineChoice::Kvm if config.trace.is_some() => {
+            return Err(EngineError::Unavailable {
+                engine: EngineKind::Kvm,
+                reason: "it does not tell what it executes; --trace needs --engine software".to_owned(),
+            });
+        }
+        EngineChoice::Auto if config.trace.is_some() => {
+            (EngineKind::Software, "a trace is asked for, which KVM cannot write".to_owned())
+        }
         EngineChoice::Kvm => (EngineKind::Kvm, "asked for".to_owned()),
         EngineChoice::Software => (EngineKind::Software, "asked for".to_owned()),
         EngineChoice::Auto => {
@@ -76,7 +86,8 @@ pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
     })?;
     let translation =
         translation(config).map(|settings| TranslationSettings { store: store.clone(), ..settings });
-    let software: Arc<dyn Engine> = Arc::new(SoftEngine::new().with_translation(translation));
+    let software = SoftEngine::new().with_translation(translation).with_trace(trace(config)?);
+    let software: Arc<dyn Engine> = Arc::new(software);
     Ok(match kind {
         EngineKind::Software => Chosen { engine: software, carrier: None, reason, store },
         EngineKind::Kvm => {
@@ -84,6 +95,17 @@ pub fn choose(config: &VmConfig) -> Result<Chosen, EngineError> {
             Chosen { engine: Arc::new(KvmEngine::open()?), carrier: Some(carrier), reason, store }
         }
     })
+}
+
+/// Makes the file of a trace.
+fn trace(config: &VmConfig) -> Result<Option<Arc<Trace>>, EngineError> {
+    let Some(wanted) = &config.trace else { return Ok(None) };
+    let start = match wanted.from {
+        TraceFrom::Address(address) => TraceStart::Address(address),
+        TraceFrom::Count(count) => TraceStart::Count(count),
+    };
+    let made = Trace::create(&wanted.path, start, wanted.count);
+    made.map(Some).map_err(|source| EngineError::Host { operation: "Making the file of the trace", source })
 }
 
 fn translation(config: &VmConfig) -> Option<TranslationSettings> {
@@ -98,6 +120,7 @@ fn translation(config: &VmConfig) -> Option<TranslationSettings> {
         warm_up,
         verify: config.verify,
         perf_map: config.perf_map,
+        counted: config.count_executed,
         ..TranslationSettings::default()
     })
 }

@@ -24,6 +24,7 @@ mod machine;
 mod serial;
 mod size;
 mod throttle;
+mod trace;
 
 pub use disk::{DiskAio, DiskCache, DiskConfig, DiskErrorAction, DiskFormat, MAX_DISK_QUEUES};
 pub use error::ConfigError;
@@ -34,3 +35,4 @@ pub use machine::{
 pub use serial::SerialConfig;
 pub use size::ByteSize;
 pub use throttle::{ByteRate, IoRate, MAX_BURST, RequestRate, ThrottleConfig};
+pub use trace::{TraceConfig, TraceFrom};

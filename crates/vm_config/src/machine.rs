@@ -1,5 +1,6 @@
 //! The whole machine.
 
+use crate::TraceConfig;
 use crate::throttle::validate_groups;
 use crate::{ByteSize, ConfigError, DiskConfig, SerialConfig};
 use serde::{Deserialize, Serialize};
@@ -161,6 +162,10 @@ pub struct VmConfig {
     pub perf_map: bool,
     /// Directory where translations are kept from run to run.
     pub translation_store: Option<PathBuf>,
+    /// Write down what the software CPU executes.
+    pub trace: Option<TraceConfig>,
+    /// Count what translated code executes, for `--stats=detail`: it becomes slower.
+    pub count_executed: bool,
     /// Disks, in the order the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// First serial port.
@@ -190,6 +195,8 @@ impl Default for VmConfig {
             verify: 0,
             perf_map: false,
             translation_store: None,
+            trace: None,
+            count_executed: false,
             disks: Vec::new(),
             serial: SerialConfig::Stdio,
             console: None,

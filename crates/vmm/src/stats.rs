@@ -75,16 +75,63 @@ impl Stats {
     }
 }
 
+impl Stats {
+    fn counter(&self, name: &str) -> u64 {
+        self.counters.get(name).copied().unwrap_or(0)
+    }
+
+    /// How the software CPU executed, as shares of the whole.
+    fn write_execution(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let blocks = self.counter("blocks_run");
+        if blocks > 0 {
+            let share = |name| percent(self.counter(name), blocks);
+            writeln!(
+                f,
+                "blocks reached by direct links {}, jump cache {}, call-outs {}, dispatcher {}",
+                share("blocks_by_link"),
+                share("blocks_by_jump_cache"),
+                share("blocks_by_call_out"),
+                share("translated_entries")
+            )?;
+            let (accesses, missed) =
+                (self.counter("translated_accesses"), self.counter("call_outs_of_memory"));
+            writeln!(
+                f,
+                "memory accesses of translated code {accesses}, TLB hit rate {}",
+                percent(accesses.saturating_sub(missed), accesses)
+            )?;
+        }
+        let times: Vec<(&str, u64)> = self
+            .counters
+            .iter()
+            .filter_map(|(name, time)| Some((name.strip_prefix("time_")?.strip_suffix("_us")?, *time)))
+            .collect();
+        let all: u64 = times.iter().map(|(_, time)| time).sum();
+        if all > 0 {
+            let shares = times
+                .iter()
+                .map(|(name, time)| format!("{} {}", name.replace('_', " "), percent(*time, all)));
+            writeln!(f, "time: {}", shares.collect::<Vec<_>>().join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
+}
+
 /// One counter a line.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let engine = self.engine.map_or_else(String::new, |engine| format!("engine {engine}, "));
         writeln!(f, "{engine}ran {:.3} s, engine switches {}", self.ran_seconds, self.engine_switches)?;
         if let (Some(instructions), Some(mips)) = (self.instructions, self.mips) {
-            let translated = self.counters.get("translated_entries").is_some_and(|&entries| entries > 0);
+            let translated = self.counter("translated_entries") > 0 && self.counter("blocks_run") == 0;
             let which = if translated { " (interpreted; translated code does not count)" } else { "" };
             writeln!(f, "instructions {instructions}, {mips:.1} MIPS{which}")?;
         }
+        self.write_execution(f)?;
         if self.serial_bytes_lost > 0 {
             writeln!(f, "serial bytes lost {}", self.serial_bytes_lost)?;
         }
@@ -107,6 +154,33 @@ mod tests {
         let text = stats.to_string();
         for words in ["engine software", "ran 0.500 s", "switches 2", "30000000", "60.0 MIPS", "\npio 5\n"] {
             assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn shares_are_of_all_blocks_accesses_and_time() {
+        let counts = [
+            ("translated_entries", 1),
+            ("blocks_run", 8),
+            ("blocks_by_link", 5),
+            ("blocks_by_jump_cache", 2),
+            ("translated_accesses", 1000),
+            ("call_outs_of_memory", 4),
+            ("time_halted_us", 300),
+            ("time_call_outs_us", 100),
+        ];
+        let counts = ExitCounts {
+            instructions: Some(7),
+            counts: counts.map(|(name, count)| (name.to_owned(), count)).into_iter().collect(),
+        };
+        let text = Stats::new(EngineName::Software, 0, counts, Duration::from_secs(1), 0).to_string();
+        for line in [
+            "blocks reached by direct links 62.5 %, jump cache 25.0 %, call-outs 0.0 %, dispatcher 12.5 %\n",
+            "memory accesses of translated code 1000, TLB hit rate 99.6 %\n",
+            "time: call outs 25.0 %, halted 75.0 %\n",
+            "MIPS\n",
+        ] {
+            assert!(text.contains(line), "{text}");
         }
     }
 

@@ -1,11 +1,11 @@
 //! `vireo run`.
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use vm_config::{
     ByteSize, DEFAULT_DEBUG_EXIT_PORT, DiskConfig, EngineChoice, EntryChoice, SerialConfig, SoftwareTier,
-    VmConfig,
+    TraceConfig, VmConfig,
 };
 use vmm::gdb::GdbOptions;
 use vmm::{Outcome, RunOptions, VmmError};
@@ -111,15 +111,28 @@ pub struct RunArgs {
     /// A reset ends the machine
     #[arg(long)]
     no_reboot: bool,
-    /// Print exits, instructions, engine switches and MIPS at the end
-    #[arg(long)]
-    stats: bool,
+    /// Write what the software CPU executes into a new file: FILE[,from=0xADDRESS|COUNT][,count=N]
+    #[arg(long, value_name = "FILE,…")]
+    trace: Option<TraceConfig>,
+    /// Print exits, instructions, engine switches and MIPS at the end; with =detail, also count what translated code
+    /// executes, which makes it slower
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "plain")]
+    stats: Option<StatsWish>,
     /// Listen for `vireo ctl` at this Unix socket
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Listen for gdb: unix:PATH or tcp:HOST:PORT; `,wait` holds the guest before its first instruction
     #[arg(long, value_name = "SOCKET")]
     gdb: Option<GdbOptions>,
+}
+
+/// How much `--stats` is to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StatsWish {
+    /// What costs nothing
+    Plain,
+    /// Executed instructions, how blocks were reached, TLB hits, time by tier
+    Detail,
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {
@@ -159,8 +172,10 @@ impl RunArgs {
         if let Some(port) = self.debug_exit {
             config.debug_exit = Some(port.unwrap_or(DEFAULT_DEBUG_EXIT_PORT));
         }
+        config.trace = self.trace.clone().or(config.trace);
         config.perf_map |= self.perf_map;
         config.translation_store = self.translation_store.clone().or(config.translation_store);
+        config.count_executed |= self.stats == Some(StatsWish::Detail);
         config.no_reboot |= self.no_reboot;
         Ok(config)
     }
@@ -168,8 +183,11 @@ impl RunArgs {
 
 pub fn run(arguments: &RunArgs) -> Result<u8> {
     let config = arguments.config()?;
-    let options =
-        RunOptions { stats: arguments.stats, control: arguments.control.clone(), gdb: arguments.gdb.clone() };
+    let options = RunOptions {
+        stats: arguments.stats.is_some(),
+        control: arguments.control.clone(),
+        gdb: arguments.gdb.clone(),
+    };
     let outcome = vmm::run(&config, &options)?;
     match &outcome {
         Outcome::GuestPanic | Outcome::TripleFault { .. } | Outcome::Reset => {

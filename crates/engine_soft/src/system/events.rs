@@ -8,7 +8,7 @@ use super::event;
 use crate::cpu::{Cpu, Stop, seg};
 use engine::VmExit;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use x86::{CpuState, Cr0, Efer, MpState, RFlags, Vector};
 
 /// Interrupts that IF holds back.
@@ -77,11 +77,13 @@ impl Cpu {
             if self.mp_state == MpState::Runnable {
                 return Ok(());
             }
+            let since = Instant::now();
             if self.is_in_mwait() {
                 self.wait_for_store();
             } else {
                 self.sleep()?;
             }
+            self.times.halted += since.elapsed();
         }
     }
 

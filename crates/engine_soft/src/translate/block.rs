@@ -99,6 +99,8 @@ pub(super) struct Context<'a> {
     pub shares: &'a mut Vec<Share>,
     /// Blocks are compared with the interpreter.
     pub verified: bool,
+    /// What runs is counted.
+    pub counted: bool,
     pub system: &'a SystemState,
     pub kind: CodeKind,
     pub unit: u32,
@@ -231,11 +233,17 @@ impl<'a> Builder<'a> {
             live = self.asm.label();
             self.flags = FlagHome::Saved;
         }
+        self.count_block();
         let mut end = After::Next;
         while let Some(i) = self.instructions.get(self.index).copied() {
             self.see_stores();
             match self.stack_run() {
-                0 | 1 => end = self.instruction(&i),
+                0 | 1 => {
+                    end = self.instruction(&i);
+                    if i.flow_control() == FlowControl::ConditionalBranch {
+                        self.count_stretch(self.index + 1);
+                    }
+                }
                 count => self.translate_stack_run(count),
             }
             self.index += 1;
@@ -416,11 +424,12 @@ impl<'a> Builder<'a> {
         if let Some(site) = self.site {
             return site;
         }
+        let rest = self.rest_of_stretch();
         let sites = &mut self.context.sites;
         let (unit, offset) = (self.context.unit, self.offset);
         let next = Next::Behind((self.next - i64::from(offset)) as u8);
         let inside = self.index + 1 < self.instructions.len();
-        sites.push(Site { unit, offset, next, inside, count: 0 });
+        sites.push(Site { unit, offset, next, inside, rest, count: 0 });
         self.site = Some(sites.len() - 1);
         sites.len() - 1
     }

@@ -9,9 +9,9 @@
 //! | [`memory`], [`share`] | the check of memory operands, of one or of several at once |
 //! | [`mod@kind`] | modes: which kinds of code there are, and what of the legacy modes is brought into 64-bit form |
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
-//! | [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
+//! | [`lookup`], [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
 //! | [`thunks`], [`runtime`] | ways in and out, calls to the interpreter |
-//! | [`perf_map`] | names of blocks for Linux perf |
+//! | [`perf_map`], [`count`], [`stats`] | names of blocks for Linux perf; what ran, and what is told of it |
 //! | [`portable`], [`store`] | translations for other runs |
 //! | [`cache`], [`asm`], [`shared`] | memory for code, bytes of code, fields that code reaches |
 //!
@@ -40,10 +40,12 @@ mod asm;
 mod block;
 mod cache;
 mod copy;
+mod count;
 mod dead;
 mod flags;
 mod jumps;
 pub(crate) mod kind;
+mod lookup;
 mod memory;
 mod mmx;
 mod operand;
@@ -67,20 +69,19 @@ mod vector;
 pub(crate) mod verify;
 mod x87;
 
-use crate::code::{AddressHasher, Block, LONGEST_INSN};
-use crate::cpu::{Cpu, Fault, Stop, seg};
+use crate::code::{AddressHasher, Block};
+use crate::cpu::{Cpu, Stop};
 use crate::debug::PageOffsets;
 use crate::insn::Insn;
 use crate::system::SystemState;
-use block::{Builder, Context, LONGEST_BLOCK};
+use block::{Builder, Context};
 use cache::CodeMemory;
 use jumps::JumpCache;
 use perf_map::PerfMap;
-use share::{PLAIN, Share};
+use share::Share;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use store::TranslationStore;
@@ -94,9 +95,6 @@ const MOST_SITES: usize = 1 << 21;
 const VISITS: usize = 1 << 16;
 /// Decoded instructions kept.
 const DECODED: usize = 1024;
-
-/// Bytes before a block that are read with it: where short loops lead back to.
-const LOOK_BACK: usize = 256;
 
 /// A map from addresses.
 type AddressMap<T> = HashMap<u64, T, BuildHasherDefault<AddressHasher>>;
@@ -116,6 +114,8 @@ pub struct TranslationSettings {
     pub perf_map: bool,
     /// Where translations of earlier runs are.
     pub store: Option<Arc<TranslationStore>>,
+    /// Count what translated code executes, and the time it takes: it becomes slower.
+    pub counted: bool,
 }
 
 impl Default for TranslationSettings {
@@ -127,6 +127,7 @@ impl Default for TranslationSettings {
             calm: 4,
             perf_map: false,
             store: None,
+            counted: false,
         }
     }
 }
@@ -154,6 +155,8 @@ pub struct TranslationCounts {
     pub rests: u64,
     /// Blocks compared with the interpreter.
     pub verified: u64,
+    /// Call-outs that went on at another block.
+    pub gotos: u64,
 }
 
 /// The translator of one processor.
@@ -171,12 +174,15 @@ pub struct Translator {
     /// Blocks by unit and address in its page.
     blocks: AddressMap<Entries>,
     sites: Vec<Site>,
+    /// Visits of sites that were forgotten.
+    gone_call_outs: u64,
     /// Instructions of sites.
     decoded: Box<[(u32, Option<Insn>)]>,
     links: Vec<Link>,
     shares: Vec<Share>,
     deadline: Deadline,
     warm_up: u32,
+    counted: bool,
     verify: u32,
     /// Blocks until the next that is compared.
     until_verified: u32,
@@ -215,13 +221,16 @@ impl Translator {
             pages: HashMap::default(),
             blocks: HashMap::default(),
             sites: Vec::new(),
+            gone_call_outs: 0,
             decoded: vec![(0, None); DECODED].into_boxed_slice(),
             links: Vec::new(),
             shares: Vec::new(),
             deadline: Deadline::new(events),
             warm_up: settings.warm_up,
+            counted: settings.counted,
             verify: settings.verify,
-            store: settings.store,
+            // Code that counts what it executes is not for other runs.
+            store: settings.store.filter(|_| !settings.counted),
             calm: settings.calm,
             until_verified: settings.verify,
             no_jumps: JumpCache::new(),
@@ -247,6 +256,7 @@ impl Translator {
     /// Forgets all translations. Only while none runs.
     fn flush(&mut self) {
         self.counts.flushes += 1;
+        self.gone_call_outs = self.call_outs();
         self.memory.clear();
         self.jumps.clear();
         self.units.clear();
@@ -286,6 +296,7 @@ impl Translator {
             links: &mut self.links,
             shares: &mut self.shares,
             verified: self.verify > 0,
+            counted: self.counted,
             system,
             kind: unit.kind,
             unit: unit_number,
@@ -348,12 +359,6 @@ impl Translator {
     }
 }
 
-/// Bytes of a page that a block from an address in it on, or a look back from it, can reach.
-fn reach(offset: u16) -> Range<usize> {
-    let first = usize::from(offset & !PLAIN);
-    first.saturating_sub(LOOK_BACK)..PAGE.min(first + LONGEST_BLOCK * LONGEST_INSN)
-}
-
 /// Key of [`Translator::blocks`].
 fn block_key(unit: u32, offset: u16) -> u64 {
     u64::from(unit) << 16 | u64::from(offset)
@@ -373,6 +378,7 @@ impl Cpu {
         if let Some(store) = &settings.store {
             store.load(&self.system);
         }
+        self.times.detailed = settings.counted;
         self.translator = Some(Box::new(Translator::new(settings, Arc::clone(&self.events))?));
         Ok(())
     }
@@ -469,6 +475,7 @@ impl Cpu {
         (self.shared.vector, self.shared.x87) = (0, 0);
         let (enter, fsgsbase) = (translator.thunks.enter, translator.fsgsbase);
         self.shared.set_arithmetic(self.flags.bits());
+        let since = self.times.if_detailed();
         let own: *mut Cpu = self;
         // SAFETY: the thunk has this signature and keeps the ABI; the code it runs reaches this processor only
         // through GS, and nobody else uses GS in user mode on Linux x86-64.
@@ -481,6 +488,7 @@ impl Cpu {
                 std::mem::transmute(enter as *const ());
             enter(own, host)
         };
+        self.times.entered_since(since);
         self.flags.set_bits(self.shared.arithmetic());
         Exit::of(exit)
     }
@@ -501,98 +509,5 @@ impl Cpu {
             }
         }
         self.translator = Some(translator);
-    }
-
-    fn next_step(&mut self) -> Result<Step, Fault> {
-        let linear = self.code_address();
-        let key = self.mmu.fetch_key;
-        self.shared.rip_page = self.page_of_rip(linear);
-        if !self.long64 && self.rip() > u64::from(self.segments[usize::from(seg::CS)].limit) {
-            return Ok(Step::Interpret);
-        }
-        if let Some(host) = self.translator.as_ref().and_then(|t| t.jumps.get(linear, key))
-            && self.last_stale != linear
-        {
-            self.last_stale = linear;
-            return Ok(Step::Enter(host));
-        }
-        self.last_stale = u64::MAX;
-        let physical = self.fetch_physical(linear)?;
-        let Some(mut translator) = self.translator.take() else { return Ok(Step::Interpret) };
-        let entries = self.unit_at(&mut translator, physical).and_then(|unit| {
-            let offset = (physical & 0xfff) as u16;
-            let known = translator.known_block(unit, offset);
-            let first = translator.was_never_visited(physical);
-            if known.is_none()
-                && translator.is_cold(physical)
-                && !(first && self.is_stored(&translator, unit, offset))
-            {
-                return None;
-            }
-            self.translated(&mut translator, unit, offset)
-        });
-        let host = entries.map(|entries| translator.memory.start() + u64::from(entries.outer));
-        if let Some(host) = host {
-            translator.jumps.set(linear, self.mmu.fetch_key, host);
-        }
-        self.translator = Some(translator);
-        Ok(host.map_or(Step::Interpret, Step::Enter))
-    }
-
-    /// The unit of a physical address; `None` outside RAM, or if the page is to be interpreted.
-    fn unit_at(&mut self, translator: &mut Translator, physical: u64) -> Option<u32> {
-        if translator.is_full() {
-            translator.flush();
-        }
-        let key = physical & !0xfff | u64::from(self.kind.bits());
-        if let Some(page) = translator.pages.get_mut(&key) {
-            if translator.units.get(page.unit as usize).is_some_and(Unit::is_current) {
-                return Some(page.unit);
-            }
-            if page.unit != u32::MAX {
-                page.became_stale(translator.calm);
-                translator.counts.stale += 1;
-            }
-            if page.rests() {
-                translator.counts.rests += 1;
-                return None;
-            }
-        }
-        self.memory.find(physical)?;
-        let generation = self.mark_code(physical);
-        let unit = translator.units.len() as u32;
-        translator.units.push(Unit::new(physical & !0xfff, self.kind, generation));
-        translator.pages.entry(key).or_insert_with(|| CodePage::new(unit)).unit = unit;
-        Some(unit)
-    }
-
-    /// The block at an address in a unit, perhaps with [`PLAIN`], translated if need be. `None` if it cannot be.
-    fn translated(&mut self, translator: &mut Translator, unit: u32, offset: u16) -> Option<Entries> {
-        if let Some(entries) = translator.known_block(unit, offset) {
-            return Some(entries);
-        }
-        let bytes = self.page_bytes(translator, unit, offset)?;
-        // What was read is of the unit's generation, or of a store that is just going to end it.
-        if !translator.units.get(unit as usize)?.is_current() {
-            return None;
-        }
-        let rip_page = self.shared.rip_page;
-        translator.block(&self.system, self.cuts(), unit, offset, &bytes, rip_page)
-    }
-
-    /// Bytes of the unit's page within [`reach`], and zeros.
-    fn page_bytes(&self, translator: &Translator, unit: u32, offset: u16) -> Option<[u8; PAGE]> {
-        let (mut bytes, needed) = ([0; PAGE], reach(offset));
-        let page = translator.units.get(unit as usize)?.page;
-        self.memory.read(page + needed.start as u64, bytes.get_mut(needed)?).ok()?;
-        Some(bytes)
-    }
-
-    /// Whether there is a translation of code that was never run here.
-    fn is_stored(&self, translator: &Translator, unit: u32, offset: u16) -> bool {
-        let (Some(store), Some(at)) = (&translator.store, translator.units.get(unit as usize)) else {
-            return false;
-        };
-        self.page_bytes(translator, unit, offset).is_some_and(|page| store.has(at.kind.bits(), offset, &page))
     }
 }

@@ -162,7 +162,10 @@ impl Translator {
         }
         let base = (base - self.memory.start()) as u32;
         let sites = block.sites.iter();
-        self.sites.extend(sites.map(|&(offset, next, inside)| Site { unit, count: 0, offset, next, inside }));
+        self.sites.extend(sites.map(|&(offset, next, inside)| {
+            // Code that is kept does not count.
+            Site { unit, count: 0, offset, next, inside, rest: 0 }
+        }));
         let links = block.links.iter();
         self.links.extend(links.map(|&(at, target, flags)| Link { unit, at: at + base, target, flags }));
         let shares = block.shares.iter();

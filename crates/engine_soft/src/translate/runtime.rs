@@ -143,6 +143,7 @@ impl Cpu {
         let Some(entries) = self.translated(translator, share.unit, share.offset | PLAIN) else {
             return Exit::Interpret;
         };
+        translator.counts.gotos += 1;
         translator.memory.link(share.at, entries.saved);
         self.shared.spare = translator.memory.start() + u64::from(entries.saved);
         Exit::Goto
@@ -181,6 +182,21 @@ impl Cpu {
     }
 
     fn interpret_site(&mut self, number: usize) -> Exit {
+        let since = self.times.if_detailed();
+        let exit = self.interpret_site_now(number);
+        self.times.called_out_since(since);
+        if exit != Exit::Continue {
+            self.leave_stretch(number);
+        }
+        if exit == Exit::Goto
+            && let Some(translator) = &mut self.translator
+        {
+            translator.counts.gotos += 1;
+        }
+        exit
+    }
+
+    fn interpret_site_now(&mut self, number: usize) -> Exit {
         let Some(insn) = self.site_insn(number) else { return Exit::Lookup };
         self.flags.set_bits(self.shared.arithmetic());
         let key = self.mmu.fetch_key;
@@ -246,7 +262,14 @@ impl Cpu {
         self.mmu.fetch_key == key && !self.event_waiting() && !self.must_look_around()
     }
 
-    fn note_site_store(&mut self, flags: *const AtomicU8, site: usize) -> Exit {
+    /// A block is left behind a site: what was counted of it and comes later does not count.
+    fn leave_stretch(&mut self, number: usize) {
+        let site = self.translator.as_ref().and_then(|translator| translator.sites.get(number));
+        let counted = &mut self.shared.counted.insns;
+        *counted = counted.saturating_sub(site.map_or(0, |site| site.rest.into()));
+    }
+
+    fn note_site_store(&mut self, flags: *const AtomicU8, number: usize) -> Exit {
         let mut stale = false;
         for region in self.memory.regions() {
             let Some(first) = region.tracker().flag_byte(0) else { continue };
@@ -255,7 +278,7 @@ impl Cpu {
                 stale = region.tracker().note_write(page);
             }
         }
-        let Some(site) = self.translator.as_ref().and_then(|translator| translator.sites.get(site)) else {
+        let Some(site) = self.translator.as_ref().and_then(|translator| translator.sites.get(number)) else {
             return Exit::Done;
         };
         let rip = match site.next {
@@ -263,6 +286,11 @@ impl Cpu {
             Next::Spare => self.shared.spare,
         };
         self.set_rip(rip);
-        if stale { Exit::Lookup } else { Exit::Continue }
+        if stale {
+            self.leave_stretch(number);
+            Exit::Lookup
+        } else {
+            Exit::Continue
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What translated code shares with the rest of the processor: fields of [`Cpu`] reached through GS.
 
+use super::count::Counted;
 use super::jumps::JumpEntry;
 use crate::cpu::{Cpu, seg};
 use crate::interp::simd::VectorState;
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     pub host_mxcsr: u32,
     /// What the checks of a block's groups found: addend, and pointer to the tracker byte.
     pub shares: [[u64; 2]; SHARES],
+    /// What ran, if it is counted.
+    pub counted: Counted,
 }
 
 /// Groups that a block can have.
@@ -69,6 +72,7 @@ impl Default for Shared {
             fip: 0,
             host_mxcsr: 0x1f80,
             shares: [[0; 2]; SHARES],
+            counted: Counted::default(),
         }
     }
 }
@@ -104,6 +108,11 @@ pub(super) const HOST_MXCSR: usize = SHARED + offset_of!(Shared, host_mxcsr);
 /// First of [`SHARES`] addends, 16 bytes apart, and of pointers to tracker bytes.
 pub(super) const SHARE_ADDEND: usize = SHARED + offset_of!(Shared, shares);
 pub(super) const SHARE_TRACKER: usize = SHARE_ADDEND + 8;
+const COUNTED: usize = SHARED + offset_of!(Shared, counted);
+pub(super) const BLOCKS_RUN: usize = COUNTED + offset_of!(Counted, blocks);
+pub(super) const INSNS_RUN: usize = COUNTED + offset_of!(Counted, insns);
+pub(super) const ACCESSES_RUN: usize = COUNTED + offset_of!(Counted, accesses);
+pub(super) const JUMPS_TAKEN: usize = COUNTED + offset_of!(Counted, jumps);
 pub(super) const YMM: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, ymm);
 pub(super) const MXCSR: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, mxcsr);
 pub(super) const LAST_CODE_PAGE: usize = offset_of!(Cpu, last_code_page);

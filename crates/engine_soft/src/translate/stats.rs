@@ -6,6 +6,8 @@ use crate::code::LONGEST_INSN;
 use guest_memory::GuestMemory;
 use std::collections::HashMap;
 
+/// Before the name of an instruction that translated code knows, and whose memory access it left to the interpreter.
+const SLOW: &str = "slow_";
 /// Instructions named among those that were interpreted most.
 const NAMED: usize = 12;
 
@@ -25,10 +27,15 @@ impl Translator {
             ("blocks_interpreted".to_owned(), counts.single),
             ("page_rests".to_owned(), counts.rests),
             ("blocks_verified".to_owned(), counts.verified),
-            ("call_outs".to_owned(), self.sites.iter().map(|site| u64::from(site.count)).sum()),
+            ("call_outs".to_owned(), self.call_outs()),
         ];
         all.extend(self.most_interpreted(memory));
         all
+    }
+
+    /// Instructions of translated code that the interpreter ran.
+    pub(crate) fn call_outs(&self) -> u64 {
+        self.gone_call_outs + self.sites.iter().map(|site| u64::from(site.count)).sum::<u64>()
     }
 
     fn most_interpreted(&self, memory: &GuestMemory) -> Vec<(String, u64)> {
@@ -48,16 +55,18 @@ impl Translator {
                 || super::x87::is_known_form(&instruction)
                 || super::string::is_known(&instruction)
             {
-                "slow_"
+                SLOW
             } else {
                 "interpreted_"
             };
             let name = format!("{slow}{:?}", instruction.mnemonic()).to_lowercase();
             *by_name.entry(name).or_default() += u64::from(site.count);
         }
+        let slow = by_name.iter().filter(|(name, _)| name.starts_with(SLOW)).map(|(_, count)| count).sum();
         let mut names: Vec<_> = by_name.into_iter().collect();
         names.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         names.truncate(NAMED);
+        names.push(("call_outs_of_memory".to_owned(), slow));
         names
     }
 }

@@ -266,7 +266,8 @@ impl Builder<'_> {
             a.alu_gs(Alu::Sub, S1, segment_base(seg::CS));
         }
         a.store_gs(RIP_PAGE, S1);
-        a.jmp_mem(S2, HOST);
+        self.count_jump();
+        self.asm.jmp_mem(S2, HOST);
         self.cold.push(Cold::Miss { from, reload, bad, undo });
     }
 

@@ -58,6 +58,8 @@ pub(super) struct Site {
     pub next: Next,
     /// Whether another instruction of the block follows.
     pub inside: bool,
+    /// Instructions that were counted with this one and come after it.
+    pub rest: u8,
 }
 
 /// A direct jump in a page.

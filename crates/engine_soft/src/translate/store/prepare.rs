@@ -2,11 +2,12 @@
 
 use super::{StoreError, TranslationStore, file};
 use crate::cpu::Cpu;
+use crate::translate::TranslationSettings;
 use crate::translate::kind::CodeKind;
+use crate::translate::lookup::reach;
 use crate::translate::portable::Portable;
 use crate::translate::share::PLAIN;
 use crate::translate::unit::{PAGE, Unit};
-use crate::translate::{TranslationSettings, reach};
 use crate::vm::lone_processor;
 use engine::EngineError;
 use engine::cpu_model::CpuModel;

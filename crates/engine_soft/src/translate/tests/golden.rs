@@ -133,6 +133,7 @@ fn translated(assemble: fn(&mut CodeAssembler) -> Assembled) -> String {
         links: &mut links,
         shares: &mut shares,
         verified: false,
+        counted: false,
         system: &SystemState::default(),
         kind: CodeKind::LONG,
         unit: 0,

@@ -144,17 +144,21 @@ fn run(cpu: &mut Cpu, state: &x86::CpuState, seed: u64) -> VmExit {
     cpu.run(&NoDevices, None)
 }
 
+/// A program's disassembly.
+fn listing(bits: u32, code: &[u8], start: u64) -> String {
+    let mut text = String::from("\n");
+    for i in &mut iced_x86::Decoder::with_ip(bits, code, start, 0) {
+        let mut line = String::new();
+        iced_x86::IntelFormatter::new().format(&i, &mut line);
+        text += &format!("{:4x} {line}\n", i.ip());
+    }
+    text
+}
+
 fn compare(case: u64, code: &[u8], from: &x86::CpuState, pair: [&Cpu; 2], exits: [VmExit; 2]) {
     let [wanted, got] = pair.map(Cpu::save);
-    let code_start = from.rip;
     let show = || {
-        let mut text = String::new();
-        let mut decoder = iced_x86::Decoder::with_ip(pair[0].code_size.into(), code, code_start, 0);
-        for i in &mut decoder {
-            let mut line = String::new();
-            iced_x86::IntelFormatter::new().format(&i, &mut line);
-            text += &format!("{:4x} {line}\n", i.ip());
-        }
+        let text = listing(pair[0].code_size.into(), code, from.rip);
         format!("case {case} at {:x} exit {:?} cr2 {:x}\n{text}", wanted.rip, exits, wanted.cr2)
     };
     if exits[0] != exits[1] {
@@ -214,7 +218,8 @@ fn differential_in(
         .enable_translation(super::TranslationSettings { cache_size: 4 << 20, ..settings })
         .expect("the host has memory");
     let area = (UNMAPPED - DATA) as usize;
-    let mut faults = 0;
+    let counted = translated.translator.as_ref().is_some_and(|translator| translator.counted);
+    let (mut faults, mut exact, mut executed) = (0, 0, [0, 0]);
     for case in 0..cases {
         let mut code = program(&mut random);
         if random.chance(40) {
@@ -233,7 +238,17 @@ fn differential_in(
         // The page of the last program shall not rest.
         translated.translator.as_mut().expect("was enabled").pages.clear();
         let seed = random.next();
+        let before = [&interpreted, &translated].map(Cpu::executed);
         let exits = [run(&mut interpreted, &from, seed), run(&mut translated, &from, seed)];
+        if counted && exits[0] == VmExit::Halted {
+            let [wanted, got] = [&interpreted, &translated].map(Cpu::executed);
+            let (wanted, got) = (wanted - before[0], got - before[1]);
+            // Nothing is forgotten; what is left by a check that fails may count again.
+            let listing = || listing(interpreted.code_size.into(), &code, from.rip);
+            assert!(got >= wanted, "case {case}: {got} executed of {wanted}{}", listing());
+            exact += u64::from(wanted == got);
+            executed = [executed[0] + wanted, executed[1] + got];
+        }
         faults += u64::from(exits[0] != VmExit::Halted);
         compare(case, &code, &from, [&interpreted, &translated], exits);
         let mut after = [vec![0; area], vec![0; area]];
@@ -246,6 +261,13 @@ fn differential_in(
         assert!(stacks[0] == stacks[1], "case {case}: stacks differ");
     }
     let counts = translated.translator.as_ref().map(|t| t.counts).unwrap_or_default();
+    if counted {
+        let [wanted, got] = executed;
+        eprintln!(
+            "{exact} of {cases} programs counted exactly; {got} instructions counted, {wanted} executed"
+        );
+        assert!(exact > cases / 8 && got < wanted * 2, "{exact} exact, {got} counted of {wanted}");
+    }
     assert!(counts.blocks + counts.installed > cases / 2, "code was translated: {counts:?}");
     (faults, counts)
 }
@@ -253,6 +275,13 @@ fn differential_in(
 #[test]
 fn random_programs_end_as_in_the_interpreter() {
     differential(6000, 0x1234_5678_9abc_def1, &codes(64));
+}
+
+#[test]
+fn counted_programs_end_as_in_the_interpreter_and_forget_no_instruction() {
+    let settings = super::TranslationSettings { counted: true, ..Default::default() };
+    let codes = codes(64);
+    differential_with(3000, 0x2244_5678_9abc_def1, |random| program(random, &codes), settings);
 }
 
 #[test]

@@ -1,0 +1,122 @@
+//! From an address to its translation: jump cache, unit of the page, the page's blocks, the store, the builder.
+
+use super::block::LONGEST_BLOCK;
+use super::share::PLAIN;
+use super::unit::{CodePage, Entries, PAGE, Unit};
+use super::{Step, Translator};
+use crate::code::LONGEST_INSN;
+use crate::cpu::{Cpu, Fault, seg};
+use std::ops::Range;
+use std::time::Instant;
+
+/// Bytes before a block that are read with it: where short loops lead back to.
+const LOOK_BACK: usize = 256;
+
+/// Bytes of a page that a block from an address in it on, or a look back from it, can reach.
+pub(super) fn reach(offset: u16) -> Range<usize> {
+    let first = usize::from(offset & !PLAIN);
+    first.saturating_sub(LOOK_BACK)..PAGE.min(first + LONGEST_BLOCK * LONGEST_INSN)
+}
+
+impl Cpu {
+    pub(super) fn next_step(&mut self) -> Result<Step, Fault> {
+        let linear = self.code_address();
+        let key = self.mmu.fetch_key;
+        self.shared.rip_page = self.page_of_rip(linear);
+        if !self.long64 && self.rip() > u64::from(self.segments[usize::from(seg::CS)].limit) {
+            return Ok(Step::Interpret);
+        }
+        if let Some(host) = self.translator.as_ref().and_then(|t| t.jumps.get(linear, key))
+            && self.last_stale != linear
+        {
+            self.last_stale = linear;
+            return Ok(Step::Enter(host));
+        }
+        self.last_stale = u64::MAX;
+        let physical = self.fetch_physical(linear)?;
+        let Some(mut translator) = self.translator.take() else { return Ok(Step::Interpret) };
+        let entries = self.unit_at(&mut translator, physical).and_then(|unit| {
+            let offset = (physical & 0xfff) as u16;
+            let known = translator.known_block(unit, offset);
+            let first = translator.was_never_visited(physical);
+            if known.is_none()
+                && translator.is_cold(physical)
+                && !(first && self.is_stored(&translator, unit, offset))
+            {
+                return None;
+            }
+            self.translated(&mut translator, unit, offset)
+        });
+        let host = entries.map(|entries| translator.memory.start() + u64::from(entries.outer));
+        if let Some(host) = host {
+            translator.jumps.set(linear, self.mmu.fetch_key, host);
+        }
+        self.translator = Some(translator);
+        Ok(host.map_or(Step::Interpret, Step::Enter))
+    }
+
+    /// The unit of a physical address; `None` outside RAM, or if the page is to be interpreted.
+    fn unit_at(&mut self, translator: &mut Translator, physical: u64) -> Option<u32> {
+        if translator.is_full() {
+            translator.flush();
+        }
+        let key = physical & !0xfff | u64::from(self.kind.bits());
+        if let Some(page) = translator.pages.get_mut(&key) {
+            if translator.units.get(page.unit as usize).is_some_and(Unit::is_current) {
+                return Some(page.unit);
+            }
+            if page.unit != u32::MAX {
+                page.became_stale(translator.calm);
+                translator.counts.stale += 1;
+            }
+            if page.rests() {
+                translator.counts.rests += 1;
+                return None;
+            }
+        }
+        self.memory.find(physical)?;
+        let generation = self.mark_code(physical);
+        let unit = translator.units.len() as u32;
+        translator.units.push(Unit::new(physical & !0xfff, self.kind, generation));
+        translator.pages.entry(key).or_insert_with(|| CodePage::new(unit)).unit = unit;
+        Some(unit)
+    }
+
+    /// The block at an address in a unit, perhaps with [`PLAIN`], translated if need be. `None` if it cannot be.
+    pub(super) fn translated(
+        &mut self,
+        translator: &mut Translator,
+        unit: u32,
+        offset: u16,
+    ) -> Option<Entries> {
+        if let Some(entries) = translator.known_block(unit, offset) {
+            return Some(entries);
+        }
+        let bytes = self.page_bytes(translator, unit, offset)?;
+        // What was read is of the unit's generation, or of a store that is just going to end it.
+        if !translator.units.get(unit as usize)?.is_current() {
+            return None;
+        }
+        let rip_page = self.shared.rip_page;
+        let since = Instant::now();
+        let entries = translator.block(&self.system, self.cuts(), unit, offset, &bytes, rip_page);
+        self.times.translating += since.elapsed();
+        entries
+    }
+
+    /// Bytes of the unit's page within [`reach`], and zeros.
+    fn page_bytes(&self, translator: &Translator, unit: u32, offset: u16) -> Option<[u8; PAGE]> {
+        let (mut bytes, needed) = ([0; PAGE], reach(offset));
+        let page = translator.units.get(unit as usize)?.page;
+        self.memory.read(page + needed.start as u64, bytes.get_mut(needed)?).ok()?;
+        Some(bytes)
+    }
+
+    /// Whether there is a translation of code that was never run here.
+    fn is_stored(&self, translator: &Translator, unit: u32, offset: u16) -> bool {
+        let (Some(store), Some(at)) = (&translator.store, translator.units.get(unit as usize)) else {
+            return false;
+        };
+        self.page_bytes(translator, unit, offset).is_some_and(|page| store.has(at.kind.bits(), offset, &page))
+    }
+}
