@@ -272,7 +272,7 @@ impl Builder<'_> {
                 }
                 let address = GuestAddress::of(self.context.kind, i)?;
                 let size = i.memory_size().size() as u32;
-                let aligned = is_locked(i) || vectors && vector::wants_alignment(i);
+                let aligned = is_locked(i) || (vectors || mmx) && vector::wants_alignment(i);
                 let want = Want { store: operand::writes(access[at as usize]), aligned };
                 self.want_registers(i, vectors, mmx);
                 let mut operand = self.check(&address, size, want);

@@ -434,7 +434,9 @@ fn operand_access(
     if operand::homed(i, access).is_none_or(|homed| homed.len() > 1) {
         return None;
     }
-    let aligned = super::vector::is_known(system, i) && super::vector::wants_alignment(i);
+    // CVTPD2PI is an MMX instruction with 16 bytes of memory.
+    let vector = super::vector::is_known(system, i) || super::mmx::is_known(system, i);
+    let aligned = vector && super::vector::wants_alignment(i);
     let store = operand::writes(access(at));
     Some(Access { at: GuestAddress::of(kind, i).ok()?, size, store, aligned, place: 0 })
 }
