@@ -9,6 +9,7 @@ mod chores;
 mod command;
 mod console;
 mod demo;
+mod fuzz;
 mod guests;
 mod lint;
 mod workspace;
@@ -47,6 +48,8 @@ enum Chore {
         #[arg(long)]
         refresh: bool,
     },
+    /// Run fuzz targets: a number of executions, or a time (needs cargo-fuzz and a nightly toolchain)
+    Fuzz(fuzz::FuzzOptions),
     /// Measure, beside QEMU's software CPU where that makes sense
     Bench(bench::BenchOptions),
 }
@@ -59,6 +62,7 @@ fn main() -> Result<()> {
         Chore::Lint => lint::run(),
         Chore::Fmt { check } => chores::fmt(check),
         Chore::Guests { refresh } => guests::prepare(refresh).map(|guests| guests.describe()),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench(options) => bench::run(&options),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::BlockError;
 use crate::image::DiskImage;
+use crate::luks::KeyLimits;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -134,6 +135,8 @@ pub struct OpenOptions {
     pub backing: BackingPolicy,
     /// Passphrase of an encrypted image.
     pub passphrase: Option<Arc<[u8]>>,
+    /// What an encrypted image may make the try of that passphrase take.
+    pub key_limits: KeyLimits,
     /// Opens an image for its check only: nothing is repaired while it is opened, and the corrupt bit is no reason
     /// to refuse.
     pub for_check: bool,

@@ -1,13 +1,12 @@
-//! Seeded noise in the metadata of small images. `VIREO_HOSTILE_ROUNDS=100000` makes it longer.
+//! Changed images of every format. `VIREO_HOSTILE_ROUNDS=100000` makes it longer.
 
 #[path = "hostile/body.rs"]
 mod body;
 
-#[test]
-fn wrong_metadata_end_in_errors() {
+fn noise(format: &str, seed: u64) {
     let rounds =
         std::env::var("VIREO_HOSTILE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3000);
-    let mut state = 88_172_645_463_325_252_u64;
+    let mut state = 88_172_645_463_325_252 ^ seed;
     for _ in 0..rounds {
         let mut next = || {
             state ^= state << 13;
@@ -15,8 +14,10 @@ fn wrong_metadata_end_in_errors() {
             state ^= state << 17;
             state
         };
-        let mut program = vec![next() as u8];
+        let mut program = vec![next() as u8, next() as u8];
         for _ in 0..1 + next() % 4 {
+            // A table more often than any place.
+            program.push(if next() % 4 == 0 { next() as u8 } else { (next() % 8) as u8 });
             program.extend_from_slice(&(next() as u16).to_le_bytes());
             program.push(next() as u8);
             // Small numbers and single bits are more telling than noise.
@@ -25,8 +26,56 @@ fn wrong_metadata_end_in_errors() {
                 1 => 1 << (next() % 64),
                 _ => next(),
             };
-            program.extend_from_slice(&value.to_be_bytes());
+            program.extend_from_slice(&value.to_le_bytes());
         }
-        body::run(&program);
+        body::run(format, &program);
     }
+}
+
+/// The seeds are valid: nothing below would be tried with others.
+#[test]
+fn seeds_open() {
+    for format in body::FORMATS {
+        body::seeds_open(format);
+    }
+}
+
+#[test]
+fn luks1() {
+    noise("luks1", 1);
+}
+
+#[test]
+fn luks2() {
+    noise("luks2", 2);
+}
+
+#[test]
+fn qcow2() {
+    noise("qcow2", 3);
+}
+
+#[test]
+fn raw() {
+    noise("raw", 4);
+}
+
+#[test]
+fn vdi() {
+    noise("vdi", 5);
+}
+
+#[test]
+fn vhd() {
+    noise("vhd", 6);
+}
+
+#[test]
+fn vhdx() {
+    noise("vhdx", 7);
+}
+
+#[test]
+fn vmdk() {
+    noise("vmdk", 8);
 }

@@ -32,7 +32,7 @@ impl LuksImage {
         let lock = header.lock(path)?;
         let sectors = match &options.passphrase {
             Some(passphrase) => {
-                let (key, _) = header.unlock(&*file, path, passphrase)?;
+                let (key, _) = header.unlock(&*file, path, passphrase, options.key_limits)?;
                 Some(Sectors::new(file.clone(), lock.open(path, &key)?))
             }
             None if options.for_check && options.read_only => None,

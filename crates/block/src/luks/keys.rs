@@ -7,20 +7,42 @@ use sha2::{Digest, Sha256, Sha512};
 use std::io::Read;
 use std::time::Instant;
 
-/// Most memory a key derivation may take, in KiB: what cryptsetup uses at most unless told otherwise.
-pub(super) const ARGON2_KIB_MAX: u32 = 1 << 20;
-
 /// Most lanes of Argon2.
 const LANES_MAX: u32 = 64;
-/// Most work that the key slots of one header may ask for, in [`Work`]'s units. About two minutes of a slow processor: ten
-/// times what the tools choose for a slot.
-const WORK_MAX: u64 = 400_000_000;
 
-/// The work of all key derivations of an attempt to open, in iterations of PBKDF2's hash.
-#[derive(Default)]
-pub(super) struct Work(u64);
+/// What a header may make an attempt to open take.
+///
+/// The default is for a person who gives a passphrase: what the tools choose, and some more. It is the only thing a
+/// LUKS header can ask for that is larger than 64 MiB; nothing is derived before somebody gives a passphrase. Who opens
+/// many containers of strangers chooses less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// Memory of a derivation in KiB (Argon2).
+    pub memory_kib: u32,
+    /// Iterations of PBKDF2's hash of all slots that are tried; a pass over a KiB of Argon2's memory is two.
+    pub iterations: u64,
+}
+
+impl Default for KeyLimits {
+    /// 1 GiB, the most cryptsetup uses unless told otherwise; and about two minutes of a slow processor, ten times what
+    /// the tools choose for a slot.
+    fn default() -> Self {
+        KeyLimits { memory_kib: 1 << 20, iterations: 400_000_000 }
+    }
+}
+
+/// The work of all key derivations of an attempt to open.
+pub(super) struct Work {
+    done: u64,
+    limits: KeyLimits,
+}
 
 impl Work {
+    /// None yet.
+    pub fn new(limits: KeyLimits) -> Self {
+        Work { done: 0, limits }
+    }
+
     /// Counts `iterations` that make `len` bytes with `hash`; an error says that it is too much.
     pub fn pbkdf2(&mut self, hash: Hash, iterations: u32, len: usize) -> Result<(), String> {
         self.count(u64::from(iterations) * len.div_ceil(hash.len()) as u64)
@@ -28,8 +50,9 @@ impl Work {
 
     /// Counts passes over Argon2's memory: a KiB of it is about two iterations.
     pub fn argon2(&mut self, costs: Argon2Costs) -> Result<(), String> {
-        if costs.memory > ARGON2_KIB_MAX {
-            return Err(format!("wants {} KiB of memory; at most {ARGON2_KIB_MAX} are given", costs.memory));
+        let most = self.limits.memory_kib;
+        if costs.memory > most {
+            return Err(format!("wants {} KiB of memory; at most {most} are given", costs.memory));
         }
         if !(1..=LANES_MAX).contains(&costs.lanes) {
             return Err(format!("wants {} lanes; 1 to {LANES_MAX} are possible", costs.lanes));
@@ -38,11 +61,10 @@ impl Work {
     }
 
     fn count(&mut self, work: u64) -> Result<(), String> {
-        self.0 = self.0.saturating_add(work);
-        if self.0 > WORK_MAX {
-            return Err(format!(
-                "wants more work than the {WORK_MAX} iterations that are done to open a disk"
-            ));
+        self.done = self.done.saturating_add(work);
+        let most = self.limits.iterations;
+        if self.done > most {
+            return Err(format!("wants more work than the {most} iterations that are done to open a disk"));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Version 1 ("LUKS1 On-Disk Format Specification" 1.2.3).
 
 use super::cipher::Cipher;
-use super::keys::{Hash, Work, merge, secret, split};
+use super::keys::{Hash, KeyLimits, Work, merge, secret, split};
 use super::{Lock, SlotInfo, key_material, wrong_passphrase};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
@@ -182,8 +182,9 @@ impl Luks1 {
         file: &dyn BlockBackend,
         path: &Path,
         passphrase: &[u8],
+        limits: KeyLimits,
     ) -> ImageResult<(Vec<u8>, usize)> {
-        let mut work = Work::default();
+        let mut work = Work::new(limits);
         for (n, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
             work.pbkdf2(self.hash, slot.iterations, self.key_len)
                 .and_then(|()| work.pbkdf2(self.hash, self.digest_iterations, DIGEST))

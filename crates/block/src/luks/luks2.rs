@@ -1,7 +1,7 @@
 //! Version 2 ("LUKS2 On-Disk Format Specification" 1.1): two copies of a binary header with a JSON text behind it.
 
 use super::cipher::Cipher;
-use super::keys::{Argon2Costs, Hash, Work, merge, secret, split};
+use super::keys::{Argon2Costs, Hash, KeyLimits, Work, merge, secret, split};
 use super::{Lock, SlotInfo, key_material, wrong_passphrase};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
@@ -213,9 +213,10 @@ impl Luks2 {
         file: &dyn BlockBackend,
         path: &Path,
         passphrase: &[u8],
+        limits: KeyLimits,
     ) -> ImageResult<(Vec<u8>, usize)> {
         let mut last = wrong_passphrase(path);
-        let mut work = Work::default();
+        let mut work = Work::new(limits);
         for (name, value) in self.objects("keyslots") {
             if value.get("type").and_then(Value::as_str) != Some("luks2") {
                 continue;

@@ -13,6 +13,7 @@ mod new;
 mod sectors;
 
 pub use image::LuksImage;
+pub use keys::KeyLimits;
 pub(crate) use new::{LuksFormat, NewContainer};
 pub(crate) use sectors::EncryptedFile;
 
@@ -147,10 +148,11 @@ impl Header {
         file: &dyn BlockBackend,
         path: &Path,
         passphrase: &[u8],
+        limits: KeyLimits,
     ) -> ImageResult<(Vec<u8>, usize)> {
         match self {
-            Header::One(header) => header.unlock(file, path, passphrase),
-            Header::Two(header) => header.unlock(file, path, passphrase),
+            Header::One(header) => header.unlock(file, path, passphrase, limits),
+            Header::Two(header) => header.unlock(file, path, passphrase, limits),
         }
     }
 
@@ -183,7 +185,7 @@ pub fn add_key(
     kdf: Kdf,
 ) -> ImageResult<usize> {
     let mut header = Header::read(file, path)?;
-    let (key, _) = header.unlock(file, path, known)?;
+    let (key, _) = header.unlock(file, path, known, KeyLimits::default())?;
     match (&mut header, kdf) {
         (Header::One(_), Kdf::Argon2id { .. }) => {
             Err(BlockError::option("key derivation", "LUKS1 has only pbkdf2"))
@@ -197,7 +199,7 @@ pub fn add_key(
 /// disk would be lost. Returns the slot.
 pub fn remove_key(file: &dyn BlockBackend, path: &Path, passphrase: &[u8]) -> ImageResult<usize> {
     let mut header = Header::read(file, path)?;
-    let (_, slot) = header.unlock(file, path, passphrase)?;
+    let (_, slot) = header.unlock(file, path, passphrase, KeyLimits::default())?;
     if header.slots().len() < 2 {
         return Err(BlockError::option("passphrase", "is that of the last key slot: the disk would be lost"));
     }
@@ -216,10 +218,11 @@ pub(crate) fn open_inside(
     data: Arc<dyn BlockBackend>,
     path: &Path,
     passphrase: Option<&[u8]>,
+    limits: KeyLimits,
 ) -> ImageResult<EncryptedFile> {
     let passphrase = passphrase.ok_or_else(|| needs_passphrase(path))?;
     let section = sectors::Section { file, start, len };
     let header = Header::read(&section, path)?;
-    let (key, _) = header.unlock(&section, path, passphrase)?;
+    let (key, _) = header.unlock(&section, path, passphrase, limits)?;
     Ok(EncryptedFile::new(data, header.lock(path)?.open(path, &key)?))
 }

@@ -154,7 +154,14 @@ impl NewContainer {
         let (key, passphrase) = self.key(path)?;
         let section = Section { file, start, len: self.header_len() };
         self.write(&section, path, &key, &passphrase)?;
-        super::open_inside(file, (start, section.len), data, path, Some(&passphrase))
+        super::open_inside(
+            file,
+            (start, section.len),
+            data,
+            path,
+            Some(&passphrase),
+            keys::KeyLimits::default(),
+        )
     }
 }
 

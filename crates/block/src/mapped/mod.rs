@@ -167,6 +167,25 @@ pub(crate) fn fresh_space(file: &dyn BlockBackend, offset: u64, len: u64) -> Res
     Ok(())
 }
 
+/// Shows `look` a part of a file, 1 MiB at a time: tables can be large, and a hostile one is as large as it may be.
+pub(crate) fn scan(
+    file: &dyn BlockBackend,
+    offset: u64,
+    len: u64,
+    mut look: impl FnMut(&[u8]),
+) -> Result<()> {
+    const PART: u64 = 1 << 20;
+    let mut buffer = vec![0; len.min(PART) as usize];
+    let mut done = 0;
+    while done < len {
+        let part = buffer.get_mut(..(len - done).min(PART) as usize).unwrap_or_default();
+        file.read_bytes(offset + done, part)?;
+        look(part);
+        done += part.len() as u64;
+    }
+    Ok(())
+}
+
 /// Copies bytes inside a file.
 pub(crate) fn copy(file: &dyn BlockBackend, from: u64, to: u64, len: u64) -> Result<()> {
     const PART: u64 = 1 << 20;

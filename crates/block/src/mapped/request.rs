@@ -16,6 +16,9 @@ pub(super) enum Source {
     Compressed(u64),
 }
 
+/// Old content around a write that is held in memory, in bytes.
+const COPIED_AT_ONCE: u64 = 4 << 20;
+
 const ZEROS: &[u8] = &[0; 64 << 10];
 
 impl<L: Layout> Mapped<L> {
@@ -200,12 +203,29 @@ impl<L: Layout> Mapped<L> {
         }
         // A block at the disk's end goes on behind it: with zeros.
         let tail_end = (start + size).min(self.size().max(at + len));
-        let head = self.old_content(start, within)?;
-        let tail = self.old_content(at + len, tail_end - (at + len))?;
+        let (head, tail) = (within, tail_end - (at + len));
+        if head + tail > COPIED_AT_ONCE {
+            // Nothing leads to the new block yet: it may be written in parts.
+            self.copy_old(start, head, offset)?;
+            self.write_parts(offset + within, data)?;
+            return self.copy_old(at + len, tail, offset + within + len);
+        }
+        let (head, tail) = (self.old_content(start, head)?, self.old_content(at + len, tail)?);
         let mut all = vec![&head[..]];
         all.extend(data);
         all.push(&tail);
         self.write_parts(offset, &all)
+    }
+
+    /// Writes to `to` of the file what `len` bytes of the disk read as now.
+    fn copy_old(&self, at: u64, len: u64, to: u64) -> Result<()> {
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(COPIED_AT_ONCE);
+            self.file.write_bytes(to + done, &self.old_content(at + done, part)?)?;
+            done += part;
+        }
+        Ok(())
     }
 
     fn write_parts(&self, offset: u64, parts: &[&[u8]]) -> Result<()> {

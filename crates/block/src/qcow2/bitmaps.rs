@@ -7,7 +7,7 @@
 use super::Qcow2;
 use super::bits::{OFFSET, autoclear};
 use super::header::{BitmapsExtension, Header};
-use super::refcount::{bytes, words};
+use super::refcount::{bytes, read_words};
 use crate::error::BlockError;
 use crate::image::{BitmapInfo, Bitmaps, ImageResult};
 use std::io::{Error, ErrorKind, Result};
@@ -18,7 +18,9 @@ use std::sync::atomic::Ordering;
 const IN_USE: u32 = 1;
 const AUTO: u32 = 2;
 /// Largest bitmap in memory, in bytes.
-const BITMAP_MAX: u64 = 64 << 20;
+const BITMAP_MAX: u64 = 32 << 20;
+/// Largest table of a bitmap, in bytes: that of the largest bitmap in the smallest clusters, some times over.
+const TABLE_MAX: u64 = 8 << 20;
 const NAME_MAX: usize = 1023;
 /// Entry of a bitmap table without a cluster: all its bits are one.
 const ALL_ONES: u64 = 1;
@@ -142,7 +144,7 @@ impl Qcow2 {
                 .is_some_and(|end| end <= self.file.size().next_multiple_of(self.cluster()));
             if fixed[16] != 1
                 || !(9..=31).contains(&fixed[17])
-                || table > BITMAP_MAX
+                || table > TABLE_MAX
                 || !inside
                 || !bitmap.table_offset.is_multiple_of(self.cluster())
             {
@@ -159,9 +161,7 @@ impl Qcow2 {
     }
 
     fn read_table(&self, bitmap: &Bitmap) -> Result<Vec<u64>> {
-        let mut data = vec![0; bitmap.table_entries as usize * 8];
-        self.file.read_bytes(bitmap.table_offset, &mut data)?;
-        Ok(words(&data))
+        read_words(&*self.file, bitmap.table_offset, bitmap.table_entries as usize)
     }
 
     fn read_bits(&self, bitmap: &Bitmap) -> Result<Vec<u64>> {
@@ -210,8 +210,15 @@ impl Qcow2 {
     pub(super) fn record(&self, offset: u64, len: u64) -> Result<()> {
         let mut store = self.bitmaps.lock();
         if !store.marked {
+            // All that record are in memory at once.
+            let mut room = (BITMAP_MAX / 8) as usize;
             for bitmap in store.bitmaps.iter_mut().filter(|bitmap| bitmap.flags & (AUTO | IN_USE) == AUTO) {
                 if bitmap.bits.is_none() {
+                    room =
+                        room.checked_sub(self.bitmap_words(bitmap.granularity_bits)?).ok_or_else(|| {
+                            let problem = format!("record in more than {} MiB", BITMAP_MAX >> 20);
+                            Error::new(ErrorKind::Unsupported, format!("the bitmaps of the image {problem}"))
+                        })?;
                     bitmap.bits = Some(self.read_bits(bitmap)?);
                 }
                 bitmap.flags |= IN_USE;

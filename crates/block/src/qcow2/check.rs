@@ -78,12 +78,11 @@ impl Walk<'_> {
         let image = self.image;
         let header = image.meta.lock().header.clone();
         self.refer(0..1, "header");
-        let (offset, entries) = {
+        {
             let l1 = image.l1.read();
-            (l1.offset, l1.entries.clone())
-        };
-        self.refer_bytes(offset, entries.len() as u64 * 8, "L1 table");
-        self.tree(offset, &entries, true)?;
+            self.refer_bytes(l1.offset, l1.entries.len() as u64 * 8, "L1 table");
+            self.tree(l1.offset, &l1.entries, true)?;
+        }
         match image.read_snapshots(&header) {
             Ok((rows, bytes)) => {
                 self.refer_bytes(header.snapshots_offset, bytes, "snapshot table");

@@ -2,7 +2,7 @@
 
 use super::bits::{Geometry, autoclear, incompatible};
 use super::header::{Header, LUKS, NO_ENCRYPTION};
-use super::refcount::{Refcounts, words};
+use super::refcount::{Refcounts, read_words};
 use super::tables::Tables;
 use super::{L1, Meta, Qcow2, as_block_error};
 use crate::backend::BlockBackend;
@@ -99,9 +99,9 @@ impl Qcow2 {
         let (offset, clusters) = (meta.header.refcount_table_offset, meta.header.refcount_table_clusters);
         self.tell("reading the refcount table", meta.refcounts.load(offset, clusters))?;
         let (offset, entries) = (meta.header.l1_offset, meta.header.l1_entries);
-        let mut bytes = vec![0; entries as usize * 8];
-        self.tell("reading the L1 table", self.file.read_bytes(offset, &mut bytes))?;
-        *self.l1.write() = L1 { offset, entries: words(&bytes), dirty: false };
+        let entries = read_words(&*self.file, offset, entries as usize);
+        let entries = self.tell("reading the L1 table", entries)?;
+        *self.l1.write() = L1 { offset, entries, dirty: false };
         Ok(())
     }
 
@@ -143,7 +143,7 @@ fn decrypted(
         _ if options.for_check && options.passphrase.is_none() => Ok(data),
         (LUKS, Some(place)) => {
             let passphrase = options.passphrase.as_deref();
-            Ok(Arc::new(open_inside(file, place, data, path, passphrase)?))
+            Ok(Arc::new(open_inside(file, place, data, path, passphrase, options.key_limits)?))
         }
         (LUKS, None) => Err(BlockError::metadata(
             path,

@@ -77,10 +77,8 @@ impl Refcounts {
 
     /// Reads the table; its place was checked with the header.
     pub fn load(&mut self, offset: u64, clusters: u32) -> Result<()> {
-        let mut bytes = vec![0; (clusters as usize) << self.cluster_bits];
-        self.file.read_bytes(offset, &mut bytes)?;
+        self.table = read_words(&*self.file, offset, (clusters as usize) << (self.cluster_bits - 3))?;
         self.table_offset = offset;
-        self.table = words(&bytes);
         Ok(())
     }
 
@@ -508,6 +506,19 @@ pub(super) fn take_pages<T>(dirty: &mut [bool], mut make: impl FnMut(Range<usize
         at = end;
     }
     out
+}
+
+/// Numbers of a table in the file. Its bytes are not held as a whole beside them.
+pub(super) fn read_words(file: &dyn BlockBackend, offset: u64, count: usize) -> Result<Vec<u64>> {
+    const PART: usize = 1 << 17;
+    let mut words = Vec::with_capacity(count);
+    let mut data = vec![0; count.min(PART) * 8];
+    while words.len() < count {
+        let part = data.get_mut(..(count - words.len()).min(PART) * 8).unwrap_or_default();
+        file.read_bytes(offset + words.len() as u64 * 8, part)?;
+        words.extend(part.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)));
+    }
+    Ok(words)
 }
 
 pub(super) fn words(bytes: &[u8]) -> Vec<u64> {

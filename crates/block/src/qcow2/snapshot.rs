@@ -5,7 +5,7 @@
 //! that are too high and flags that are missing.
 
 use super::bits::{COPIED, OFFSET};
-use super::refcount::{bytes, words};
+use super::refcount::{bytes, read_words};
 use super::{Meta, Qcow2};
 use crate::error::BlockError;
 use crate::image::{ImageResult, SnapshotInfo, Snapshots};
@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest extra data, and bytes of all snapshots together.
 const EXTRA_MAX: u32 = 1024;
-const TABLE_MAX: u64 = 64 << 20;
+const TABLE_MAX: u64 = 8 << 20;
 
 /// A row of the snapshot table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,9 +113,7 @@ impl Qcow2 {
     }
 
     pub(super) fn read_snapshot_l1(&self, row: &Row) -> Result<Vec<u64>> {
-        let mut data = vec![0; row.l1_entries as usize * 8];
-        self.file.read_bytes(row.l1_offset, &mut data)?;
-        Ok(words(&data))
+        read_words(&*self.file, row.l1_offset, row.l1_entries as usize)
     }
 
     /// Writes another snapshot table; the header changes at once. The old table's clusters are freed.

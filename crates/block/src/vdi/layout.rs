@@ -7,7 +7,7 @@
 use super::header::{DISCARDED, Header, UNALLOCATED};
 use crate::backend::BlockBackend;
 use crate::image::{CheckReport, ImageInfo, ImageResult, Repair};
-use crate::mapped::{DirtyPage, Layout, Pages, Place, fresh_space};
+use crate::mapped::{DirtyPage, Layout, Pages, Place, fresh_space, scan};
 use parking_lot::Mutex;
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Range;
@@ -16,12 +16,37 @@ use std::path::Path;
 /// Entries are never partly in a page: pages are sectors.
 const PAGE: usize = 512;
 
+/// Numbers that no entry had, in order.
+#[derive(Default)]
+struct Holes {
+    /// A bit for each number that one had.
+    used: Vec<u64>,
+    /// Where the search goes on, and where it ends.
+    at: u32,
+    end: u32,
+}
+
+impl Iterator for Holes {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        while self.at < self.end {
+            let number = self.at;
+            self.at += 1;
+            if self.used.get(number as usize / 64).is_some_and(|word| word >> (number % 64) & 1 == 0) {
+                return Some(number);
+            }
+        }
+        None
+    }
+}
+
 struct State {
     header: Header,
     /// Number of the next block behind all others.
     next: u32,
     /// Numbers below `next` that no entry had when the image was opened.
-    holes: Vec<u32>,
+    holes: Holes,
     /// The counter in the file.
     stored: u32,
 }
@@ -36,7 +61,7 @@ impl VdiLayout {
     pub fn new(header: Header) -> Self {
         let (next, stored) = (header.allocated, header.allocated);
         let block_size = u64::from(header.block_size);
-        VdiLayout { block_size, state: Mutex::new(State { header, next, holes: Vec::new(), stored }) }
+        VdiLayout { block_size, state: Mutex::new(State { header, next, holes: Holes::default(), stored }) }
     }
 
     fn entry(&self, block: u64) -> u64 {
@@ -50,9 +75,15 @@ impl VdiLayout {
 
     /// All entries of the table.
     fn entries(file: &dyn BlockBackend, header: &Header) -> Result<Vec<u32>> {
-        let mut bytes = vec![0; 4 * header.blocks as usize];
-        file.read_bytes(u64::from(header.table_offset), &mut bytes)?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|entry| u32::from_le_bytes(*entry)).collect())
+        let mut entries = Vec::with_capacity(header.blocks as usize);
+        Self::each(file, header, |entry| entries.push(entry))?;
+        Ok(entries)
+    }
+
+    fn each(file: &dyn BlockBackend, header: &Header, mut look: impl FnMut(u32)) -> Result<()> {
+        scan(file, header.table_offset.into(), 4 * u64::from(header.blocks), |part| {
+            part.as_chunks::<4>().0.iter().for_each(|entry| look(u32::from_le_bytes(*entry)));
+        })
     }
 }
 
@@ -128,7 +159,7 @@ impl Layout for VdiLayout {
 
     fn allocate(&self, file: &dyn BlockBackend, _pages: &Pages, _block: u64, _whole: bool) -> Result<Place> {
         let mut state = self.state.lock();
-        let number = match state.holes.pop() {
+        let number = match state.holes.next() {
             Some(number) => number,
             None if state.next < state.header.blocks => {
                 state.next += 1;
@@ -151,17 +182,13 @@ impl Layout for VdiLayout {
         let blocks = state.header.blocks;
         let mut used = vec![0_u64; blocks.div_ceil(64) as usize];
         let (mut next, mut count) = (0, 0);
-        for number in Self::entries(file, &state.header)?.into_iter().filter(|&number| number < blocks) {
+        Self::each(file, &state.header, |number| {
+            let Some(word) = used.get_mut(number as usize / 64).filter(|_| number < blocks) else { return };
+            *word |= 1 << (number % 64);
             next = next.max(number + 1);
             count += 1;
-            if let Some(word) = used.get_mut(number as usize / 64) {
-                *word |= 1 << (number % 64);
-            }
-        }
-        state.holes = (0..next)
-            .rev()
-            .filter(|&n| used.get(n as usize / 64).is_some_and(|word| word >> (n % 64) & 1 == 0))
-            .collect();
+        })?;
+        state.holes = Holes { used, at: 0, end: next };
         state.next = next;
         state.header.allocated = count;
         Ok(())
@@ -207,8 +234,10 @@ impl Layout for VdiLayout {
             let next = behind(&entries);
             file.resize(u64::from(header.data_offset) + u64::from(next) * self.block_size)?;
         }
-        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-        file.write_bytes(u64::from(header.table_offset), &bytes)?;
+        for (at, part) in (u64::from(header.table_offset)..).step_by(1 << 20).zip(entries.chunks(1 << 18)) {
+            let bytes: Vec<u8> = part.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+            file.write_bytes(at, &bytes)?;
+        }
         if file.size() < u64::from(header.data_offset) {
             file.resize(u64::from(header.data_offset))?;
         }
@@ -281,7 +310,7 @@ impl Layout for VdiLayout {
         let end = end.max(start);
         file.resize(end)?;
         state.next = ((end - start) / self.block_size) as u32;
-        state.holes.retain(|&hole| hole < end.saturating_sub(start).div_ceil(self.block_size) as u32);
+        state.holes.end = state.holes.end.min(end.saturating_sub(start).div_ceil(self.block_size) as u32);
         Ok(true)
     }
 }

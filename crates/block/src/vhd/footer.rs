@@ -14,8 +14,8 @@ const NO_OFFSET: u64 = u64::MAX;
 const GEOMETRY_MAX: u64 = 65_535 * 16 * 255;
 /// The largest disk: 2040 GiB.
 pub(super) const SIZE_MAX: u64 = 2040 << 30;
-/// Most blocks, for a table of 64 MiB.
-const ENTRIES_MAX: u32 = 16 << 20;
+/// Most blocks, for a table of 32 MiB.
+const ENTRIES_MAX: u32 = 8 << 20;
 /// Applications that mean the footer's size; what others made is as large as its geometry says.
 const EXACT_CREATORS: [&[u8; 4]; 6] = [b"win ", b"qem2", b"d2v ", b"tap\0", b"wa\0\0", b"CTXS"];
 /// Seconds from 1970 to 2000, where the format's time begins.

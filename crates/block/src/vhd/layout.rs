@@ -3,7 +3,7 @@
 use super::footer::{FOOTER, Footer, Header};
 use crate::backend::BlockBackend;
 use crate::image::ImageInfo;
-use crate::mapped::{Layout, Pages, Place, fresh_space};
+use crate::mapped::{Layout, Pages, Place, fresh_space, scan};
 use parking_lot::Mutex;
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Range;
@@ -112,18 +112,17 @@ impl Layout for VhdLayout {
 
     fn begin_writing(&self, file: &dyn BlockBackend) -> Result<()> {
         let mut state = self.state.lock();
-        let table = Self::entries(file, &state.header)?;
-        let last = table
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|entry| u32::from_be_bytes(*entry))
-            .filter(|&sector| sector != UNUSED)
-            .map(|sector| u64::from(sector) * 512 + self.block_bytes())
-            .filter(|&end| end <= file.size())
-            .max()
-            .unwrap_or(0);
-        let table_end = (state.header.table_offset + table.len() as u64).next_multiple_of(512);
+        let (table_offset, table_len) = (state.header.table_offset, 4 * u64::from(state.header.entries));
+        let mut last = 0;
+        scan(file, table_offset, table_len, |part| {
+            let sectors = part.as_chunks::<4>().0.iter().map(|entry| u32::from_be_bytes(*entry));
+            let ends = sectors
+                .filter(|&sector| sector != UNUSED)
+                .map(|sector| u64::from(sector) * 512 + self.block_bytes())
+                .filter(|&end| end <= file.size());
+            last = ends.max().unwrap_or(0).max(last);
+        })?;
+        let table_end = (table_offset + table_len).next_multiple_of(512);
         let header_end = state.footer.header_offset + Header::LEN as u64;
         let locators = state.header.locators.iter().map(|locator| locator.offset + u64::from(locator.len));
         let end = locators.chain([last, table_end, header_end]).max().unwrap_or(0).next_multiple_of(512);

@@ -159,10 +159,8 @@ impl Regions {
     pub fn read(file: &dyn BlockBackend, path: &Path) -> ImageResult<Self> {
         let read =
             |at| Self::parse(&Fields::read(file, path, at, REGION_TABLE_LEN, "region table")?, file.size());
-        match REGION_TABLES.map(read) {
-            [Ok(table), _] | [Err(_), Ok(table)] => Ok(table),
-            [Err(error), Err(_)] => Err(error),
-        }
+        let [first, second] = REGION_TABLES;
+        read(first).or_else(|error| read(second).map_err(|_| error))
     }
 
     fn parse(fields: &Fields<'_>, file_size: u64) -> ImageResult<Self> {

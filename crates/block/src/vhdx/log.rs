@@ -5,7 +5,7 @@
 
 use super::header::{Guid, Header};
 use crate::backend::BlockBackend;
-use crate::crc32c::crc32c_without;
+use crate::crc32c::{Crc32c, crc32c_without};
 use crate::error::BlockError;
 use crate::image::ImageResult;
 use crate::mapped::{Fields, put};
@@ -14,6 +14,8 @@ use std::path::Path;
 
 /// Unit of the log, and of what it changes.
 pub(super) const SECTOR: u64 = 4096;
+/// What is read of an entry at once.
+const PART: u64 = 1 << 20;
 const HEADER: usize = 64;
 const DESCRIPTOR: usize = 32;
 
@@ -114,8 +116,16 @@ impl Log<'_> {
             return Ok(None);
         }
         self.budget -= found.length;
-        let bytes = self.read(at, found.length)?;
-        Ok((crc32c_without(&bytes, 4) == head.u32_le(4)).then_some(found))
+        // An entry may be as long as the log: it is never held in memory as a whole.
+        let mut sum = Crc32c::default();
+        for within in (0..found.length).step_by(PART as usize) {
+            let mut part = self.read((at + within) % self.len(), PART.min(found.length - within))?;
+            if within == 0 {
+                put(&mut part, 4, &[0; 4]);
+            }
+            sum.add(&part);
+        }
+        Ok((sum.value() == head.u32_le(4)).then_some(found))
     }
 
     /// The entries to replay: of all unbroken sequences whose tail is inside, the one that ends latest.
@@ -146,8 +156,7 @@ impl Log<'_> {
 
     fn replay(&self, found: &Found) -> ImageResult<()> {
         let failed = |source| BlockError::io(self.path, "replaying the log", source);
-        let bytes = self.read(found.at, found.length).map_err(failed)?;
-        let fields = Fields::of(self.path, self.header.log.start + found.at, bytes);
+        let fields = self.part(found, 0, HEADER as u64)?;
         let (flushed, last) = (fields.u64_le(48), fields.u64_le(56));
         fields.require(flushed <= self.file.size(), 48, "flushed file offset", || {
             format!("is {flushed:#x}, but the file has {:#x} bytes: its end is missing", self.file.size())
@@ -157,59 +166,67 @@ impl Log<'_> {
         if self.file.size() < last {
             self.file.resize(last).map_err(failed)?;
         }
-        let count = fields.u32_le(24) as usize;
-        let head = count.saturating_mul(DESCRIPTOR).saturating_add(HEADER).next_multiple_of(SECTOR as usize);
-        fields.require(head as u64 <= found.length, 24, "descriptor count", || {
+        let count = u64::from(fields.u32_le(24));
+        let head = (HEADER as u64 + count * DESCRIPTOR as u64).next_multiple_of(SECTOR);
+        fields.require(head <= found.length, 24, "descriptor count", || {
             format!("is {count}, more than the entry's {} bytes have room for", found.length)
         })?;
         let mut data = head;
-        for at in (0..count).map(|n| HEADER + DESCRIPTOR * n) {
-            let (kind, sequence) = (fields.array::<4>(at), fields.u64_le(at + 24));
-            let offset = fields.u64_le(at + 16);
-            fields.require(sequence == found.sequence, at + 24, "sequence number", || {
-                format!("is {sequence}, but {} in the entry's header", found.sequence)
-            })?;
-            fields.require(
-                offset.is_multiple_of(SECTOR) && offset < 1 << 50,
-                at + 16,
-                "file offset",
-                || format!("is {offset:#x}; a multiple of 4096 is right"),
-            )?;
-            match &kind {
-                b"zero" => {
-                    let length = fields.u64_le(at + 8);
-                    let inside =
-                        offset.checked_add(length).is_some_and(|end| end <= self.file.size().max(last));
-                    fields.require(length.is_multiple_of(SECTOR) && inside, at + 8, "zero length", || {
-                        format!("is {length:#x}; a multiple of 4096 inside the file is right")
-                    })?;
-                    self.file.write_zeroes(offset, length, false).map_err(failed)?;
-                }
-                b"desc" => {
-                    let page = data_page(&fields, at, data, found.sequence)?;
-                    self.file.write_bytes(offset, &page).map_err(failed)?;
-                    data += SECTOR as usize;
-                }
-                _ => {
-                    return Err(fields.wrong(
-                        at,
-                        "signature",
-                        format!("is {kind:02x?}; \"zero\" or \"desc\" is right"),
-                    ));
-                }
-            }
+        for n in 0..count {
+            let descriptor = self.part(found, HEADER as u64 + n * DESCRIPTOR as u64, DESCRIPTOR as u64)?;
+            self.apply(found, &descriptor, &mut data, last)?;
         }
         Ok(())
     }
+
+    /// Does what a descriptor says; `data` is the entry's next data sector.
+    fn apply(&self, found: &Found, fields: &Fields<'_>, data: &mut u64, last: u64) -> ImageResult<()> {
+        let failed = |source| BlockError::io(self.path, "replaying the log", source);
+        let (kind, sequence, offset) = (fields.array::<4>(0), fields.u64_le(24), fields.u64_le(16));
+        fields.require(sequence == found.sequence, 24, "sequence number", || {
+            format!("is {sequence}, but {} in the entry's header", found.sequence)
+        })?;
+        fields.require(offset.is_multiple_of(SECTOR) && offset < 1 << 50, 16, "file offset", || {
+            format!("is {offset:#x}; a multiple of 4096 is right")
+        })?;
+        match &kind {
+            b"zero" => {
+                let length = fields.u64_le(8);
+                let inside = offset.checked_add(length).is_some_and(|end| end <= self.file.size().max(last));
+                fields.require(length.is_multiple_of(SECTOR) && inside, 8, "zero length", || {
+                    format!("is {length:#x}; a multiple of 4096 inside the file is right")
+                })?;
+                self.file.write_zeroes(offset, length, false).map_err(failed)
+            }
+            b"desc" => {
+                fields.require(*data + SECTOR <= found.length, 0, "signature", || {
+                    "has no data sector: the entry has ended".to_owned()
+                })?;
+                let sector = self.part(found, *data, SECTOR)?;
+                *data += SECTOR;
+                let page = data_page(fields, &sector, found.sequence)?;
+                self.file.write_bytes(offset, &page).map_err(failed)
+            }
+            _ => Err(fields.wrong(0, "signature", format!("is {kind:02x?}; \"zero\" or \"desc\" is right"))),
+        }
+    }
+
+    /// A part of an entry.
+    fn part(&self, found: &Found, within: u64, len: u64) -> ImageResult<Fields<'_>> {
+        let at = (found.at + within) % self.len();
+        let bytes = self.read(at, len);
+        let bytes = bytes.map_err(|source| BlockError::io(self.path, "replaying the log", source))?;
+        Ok(Fields::of(self.path, self.header.log.start + at, bytes))
+    }
 }
 
-/// The page of a data descriptor, whose sector is at `data` of the entry.
-fn data_page(fields: &Fields<'_>, at: usize, data: usize, sequence: u64) -> ImageResult<Vec<u8>> {
-    let stored = u64::from(fields.u32_le(data + 4)) << 32 | u64::from(fields.u32_le(data + 4092));
-    let right = &fields.array::<4>(data) == b"data" && stored == sequence;
-    fields.require(right, data, "data sector", || format!("does not belong to the entry {sequence}"))?;
-    let middle = fields.bytes().get(data + 8..data + 4092).unwrap_or_default();
-    Ok([&fields.array::<8>(at + 8)[..], middle, &fields.array::<4>(at + 4)].concat())
+/// The page of a data descriptor and its sector.
+fn data_page(descriptor: &Fields<'_>, sector: &Fields<'_>, sequence: u64) -> ImageResult<Vec<u8>> {
+    let stored = u64::from(sector.u32_le(4)) << 32 | u64::from(sector.u32_le(4092));
+    let right = &sector.array::<4>(0) == b"data" && stored == sequence;
+    sector.require(right, 0, "data sector", || format!("does not belong to the entry {sequence}"))?;
+    let middle = sector.bytes().get(8..4092).unwrap_or_default();
+    Ok([&descriptor.array::<8>(8)[..], middle, &descriptor.array::<4>(4)].concat())
 }
 
 /// Replays the log if there is something in it. Says how many entries were.

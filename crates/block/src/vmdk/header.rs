@@ -12,6 +12,8 @@ const REDUNDANT: u32 = 2;
 const ZEROED_GRAINS: u32 = 4;
 const COMPRESSED: u32 = 1 << 16;
 const MARKERS: u32 = 1 << 17;
+/// Sectors of the largest compressed grain: 8 MiB, where 64 KiB are usual.
+const COMPRESSED_GRAIN_MAX: u64 = 1 << 14;
 const DEFLATE: u16 = 1;
 /// The directory's offset when it is at the end, and the footer says where.
 const AT_END: u64 = u64::MAX;
@@ -174,6 +176,10 @@ impl Header {
         let grain = self.grain;
         fields.require(grain.is_power_of_two() && (8..=1 << 17).contains(&grain), 20, "grainSize", || {
             format!("is {grain} sectors; a power of two from 8 to 131072 is right")
+        })?;
+        // A compressed grain is held in memory as a whole, several times.
+        fields.require(!self.compressed || grain <= COMPRESSED_GRAIN_MAX, 20, "grainSize", || {
+            format!("is {grain} sectors; compressed grains have at most {COMPRESSED_GRAIN_MAX}")
         })?;
         fields.require(self.capacity <= 1 << 42, 12, "capacity", || {
             format!("is {} sectors; at most 2 PiB is right", self.capacity)

@@ -1,90 +1,92 @@
-//! Images with wrong metadata: whatever a file says, opening, checking, reading, writing and repairing it end with
-//! success or an error, without a panic, a loop or a huge allocation.
+//! One execution: a small valid image of a format, changed by a program, or a whole file; then everything that can be
+//! done with it. Whatever the file says, there is success or an error: no panic, no loop, no huge allocation.
+//!
+//! A program is two bytes, the seed and the way it is used, and then changes ([`program`]).
 
+#[path = "allocations.rs"]
+mod allocations;
+#[path = "checksums.rs"]
+mod checksums;
+#[path = "exercise.rs"]
+mod exercise;
+#[path = "luks.rs"]
+mod luks;
+#[path = "mapped.rs"]
+mod mapped;
 #[path = "memory.rs"]
 mod memory;
+#[path = "program.rs"]
+mod program;
+#[path = "qcow2.rs"]
+mod qcow2;
+#[path = "text.rs"]
+mod text;
+#[path = "vhdx.rs"]
+mod vhdx;
+#[path = "vmdk.rs"]
+mod vmdk;
 
-use block::{CreateOptions, DiskImage, OpenOptions, Repair, create, driver, open};
+use exercise::{Around, Use, exercise};
 use memory::Memory;
-use std::path::Path;
+use program::Seed;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
-/// Small images in order, of every kind; programs change bytes of them.
-static IMAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
-    let kinds: [&[(&str, &str)]; 5] = [
-        &[("cluster_size", "512"), ("compat", "0.10")],
-        &[("cluster_size", "512")],
-        &[("cluster_size", "1024"), ("refcount_bits", "1"), ("lazy_refcounts", "on")],
-        &[("cluster_size", "4096"), ("compression_type", "zstd"), ("refcount_bits", "64")],
-        &[("cluster_size", "16384"), ("extended_l2", "on")],
+/// Every format that is opened from one file, in the order of their names.
+pub const FORMATS: [&str; 8] = ["luks1", "luks2", "qcow2", "raw", "vdi", "vhd", "vhdx", "vmdk"];
+
+static SEEDS: LazyLock<HashMap<&str, LazyLock<Vec<Seed>>>> = LazyLock::new(|| {
+    let all: [(&str, LazyLock<Vec<Seed>>); FORMATS.len()] = [
+        ("luks1", LazyLock::new(luks::first)),
+        ("luks2", LazyLock::new(luks::second)),
+        ("qcow2", LazyLock::new(qcow2::seeds)),
+        ("raw", LazyLock::new(|| vec![Seed::new("raw", vec![7; 10_000], Vec::new())])),
+        ("vdi", LazyLock::new(mapped::vdi)),
+        ("vhd", LazyLock::new(mapped::vhd)),
+        ("vhdx", LazyLock::new(vhdx::seeds)),
+        ("vmdk", LazyLock::new(vmdk::seeds)),
     ];
-    kinds.iter().map(|kind| image_of(kind)).collect()
+    all.into_iter().collect()
 });
 
-fn image_of(kind: &[(&str, &str)]) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("seed.qcow2");
-    let options = kind.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    create(&path, "qcow2", CreateOptions { size: 1 << 18, options, ..CreateOptions::default() }).unwrap();
-    let image = open(&path, "qcow2", &OpenOptions::default()).unwrap();
-    let cluster = image.cluster_size();
-    image.write_compressed(cluster * 3, &vec![5; cluster as usize]).unwrap();
-    image.write_bytes(0, &[1; 5000]).unwrap();
-    if kind.iter().all(|(name, value)| (*name, *value) != ("refcount_bits", "1")) {
-        image.snapshots().unwrap().create("s").unwrap();
-    }
-    if let Some(bitmaps) = image.bitmaps() {
-        bitmaps.add("b", Some(4096), true).unwrap();
-    }
-    image.write_bytes(1000, &[2; 3000]).unwrap();
-    drop(image);
-    std::fs::read(&path).unwrap()
+/// Valid images of a format.
+pub fn seeds(format: &str) -> &'static [Seed] {
+    SEEDS.get(format).unwrap()
 }
 
-/// One execution: the first byte chooses an image, each 11 of the rest change up to 8 bytes of it.
-pub fn run(program: &[u8]) {
-    let Some((kind, patches)) = program.split_first() else { return };
-    let mut bytes = IMAGES[*kind as usize % IMAGES.len()].clone();
-    for patch in patches.as_chunks::<11>().0.iter().take(16) {
-        // Half of the changes go to the header, the others anywhere.
-        let place = usize::from(u16::from_le_bytes([patch[0], patch[1]]));
-        let at = if patch[2] & 0x80 != 0 { place % 256 } else { place * 8 % bytes.len() };
-        let len = usize::from(patch[2] & 7) + 1;
-        for (to, from) in bytes.iter_mut().skip(at).zip(&patch[3..3 + len]) {
-            *to = *from;
-        }
-    }
-    let file = Memory::new(bytes, true);
-    for (for_check, read_only) in [(true, true), (false, false), (true, false)] {
-        let options = OpenOptions { for_check, read_only, ..OpenOptions::default() };
-        if let Ok(image) = driver("qcow2").unwrap().open(file.clone(), Path::new("hostile"), &options) {
-            exercise(&*image, for_check, read_only);
-        }
+/// One execution.
+pub fn run(format: &str, input: &[u8]) {
+    let [which, how, program @ ..] = input else { return };
+    let seeds = seeds(format);
+    let seed = &seeds[usize::from(*which) % seeds.len()];
+    allocations::begin();
+    let file = match how >> 2 & 0b111 {
+        0 => Memory::new(program.to_vec(), true),
+        // Without checksums only what is in front of them is reached.
+        1 => seed.changed(program, false),
+        _ => seed.changed(program, true),
+    };
+    let around = Around::from_bits(how >> 5);
+    let uses: &[Use] = match how & 3 {
+        0 => &[Use::Check],
+        1 => &[Use::Repair, Use::Check],
+        2 => &[Use::Write],
+        _ => &[Use::Read],
+    };
+    for what in uses {
+        exercise(seed.format, &file, *what, around);
     }
 }
 
-/// Results do not matter.
-fn exercise(image: &dyn DiskImage, for_check: bool, read_only: bool) {
-    let mut buffer = vec![0; 1 << 16];
-    let size = image.size();
-    for at in [0, 4096, size / 2, size.saturating_sub(1 << 16)] {
-        let _ = image.read_bytes(at, &mut buffer);
-        let _ = image.block_status(at, 1 << 16);
-    }
-    let _ = image.info();
-    if for_check {
-        let _ = image.check(if read_only { Repair::Nothing } else { Repair::All });
-    } else {
-        let _ = image.write_bytes(700, &buffer[..9000]);
-        let _ = image.write_compressed(0, &vec![3; image.cluster_size().min(1 << 16) as usize]);
-        let _ = image.discard(0, 1 << 15);
-        let _ = image.write_zeroes(9000, 30000, false);
-        let _ = image.flush();
-        if let Some(snapshots) = image.snapshots() {
-            let _ = snapshots.create("t");
-            let _ = snapshots.revert("1");
-            let _ = snapshots.delete("1");
+/// Opens all seeds of a format unchanged. Those that name other files are opened without them, or refused.
+#[cfg(test)]
+pub fn seeds_open(format: &str) {
+    for (number, seed) in seeds(format).iter().enumerate() {
+        let file = Memory::new(seed.bytes.clone(), true);
+        match exercise::open(seed.format, &file, Use::Read, Around::from_bits(0b110)) {
+            Ok(image) => assert!(image.size() > 0 && image.info().is_ok()),
+            Err(block::BlockError::Reference { .. }) => {}
+            Err(error) => panic!("{format} {number}: {}", block::with_causes(&error)),
         }
-        let _ = image.resize(1 << 19);
     }
 }
