@@ -48,11 +48,14 @@ pub fn run(options: &FuzzOptions) -> Result<()> {
         bail!("{unknown:?} is no fuzz target; `cargo xtask fuzz --list` names them");
     }
     if !command::is_installed("cargo-fuzz") {
-        bail!("cargo-fuzz is not installed: `cargo install cargo-fuzz --locked`, `rustup toolchain install nightly`");
+        bail!(
+            "cargo-fuzz is not installed: `cargo install cargo-fuzz --locked`, `rustup toolchain install nightly`"
+        );
     }
     let chosen = if options.targets.is_empty() { &all } else { &options.targets };
     // One target, or all: cargo-fuzz knows nothing between.
-    let builds: Vec<&[String]> = if chosen.len() == all.len() { vec![&[]] } else { chosen.chunks(1).collect() };
+    let builds: Vec<&[String]> =
+        if chosen.len() == all.len() { vec![&[]] } else { chosen.chunks(1).collect() };
     for names in builds {
         command::run(fuzz().args(["build", "--sanitizer", &options.sanitizer]).args(names))?;
     }
@@ -105,7 +108,12 @@ fn binary(target: &str) -> Result<std::path::PathBuf> {
 fn fuzz() -> Command {
     let mut command = Command::new("cargo");
     // The variables of the toolchain that runs us would win over the one that is named here.
-    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTC").env_remove("CARGO").arg("+nightly").arg("fuzz");
+    command
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("RUSTC")
+        .env_remove("CARGO")
+        .arg("+nightly")
+        .arg("fuzz");
     command.current_dir(workspace::root().join("fuzz"));
     command
 }

@@ -32,6 +32,12 @@ fn noise(format: &str, seed: u64) {
     }
 }
 
+/// Tables as large as a header can make them, in files that are sparse.
+#[test]
+fn largest_tables() {
+    body::largest();
+}
+
 /// The seeds are valid: nothing below would be tried with others.
 #[test]
 fn seeds_open() {

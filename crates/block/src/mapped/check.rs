@@ -5,8 +5,8 @@ use crate::image::{CheckReport, ImageResult, Repair};
 use std::io::Result;
 use std::ops::Range;
 
-/// Entries whose space is compared at a time: 8 bytes each.
-const WINDOW: u64 = 1 << 20;
+/// Blocks whose space is compared at a time; 32 bytes for each of them.
+const WINDOW: u64 = 1 << 19;
 
 struct Check<'a, L: Layout> {
     image: &'a Mapped<L>,

@@ -166,7 +166,7 @@ impl Walk<'_> {
             }
         }
         let (mut changed, mut last) = (false, 0);
-        for cluster in self.clusters_to_compare(&meta) {
+        for cluster in self.clusters_to_compare(&meta).into_iter().flatten() {
             let expected = u64::from(self.counts.get(cluster));
             let actual = match meta.refcounts.get(cluster) {
                 Ok(actual) => actual,
@@ -210,15 +210,29 @@ impl Walk<'_> {
         self.copied_flags(fix_all)
     }
 
-    /// All clusters that have, or should have, a refcount; where neither is, whole blocks are left out.
-    fn clusters_to_compare(&self, meta: &Meta) -> Vec<u64> {
+    /// All clusters that have, or should have, a refcount; where neither is, whole blocks are left out. In ranges: a
+    /// block of 2 MiB can have the counts of 16 million clusters.
+    fn clusters_to_compare(&self, meta: &Meta) -> Vec<Range<u64>> {
         let bits = self.image.geometry.cluster_bits + 3 - meta.header.refcount_order;
         let table = meta.refcounts.table();
-        let mut clusters: BTreeSet<u64> = self.counts.iter().map(|(cluster, _)| cluster).collect();
-        for index in (0..table.len() as u64).filter(|index| table[*index as usize] & OFFSET != 0) {
-            clusters.extend(index << bits..(index + 1) << bits);
-        }
-        clusters.into_iter().collect()
+        // What leads nowhere, or where something else is, was found already and has no counts.
+        let is_block = |entry: u64| {
+            let block = entry & OFFSET;
+            block != 0
+                && block.is_multiple_of(self.image.cluster())
+                && self.counts.get(block / self.image.cluster()) == 1
+        };
+        let blocks: Vec<bool> = table.iter().map(|entry| is_block(*entry)).collect();
+        let own = (0..)
+            .zip(&blocks)
+            .filter(|(_, block)| **block)
+            .map(|(n, _): (u64, _)| n << bits..(n + 1) << bits);
+        let others = self.counts.chunks().filter(|chunk| {
+            usize::try_from(chunk.start >> bits).ok().and_then(|n| blocks.get(n)) != Some(&true)
+        });
+        let mut ranges: Vec<Range<u64>> = own.chain(others).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges
     }
 
     /// Checks table and blocks, and counts their references. Returns how many are wrong in a way that setting a count
@@ -227,7 +241,6 @@ impl Walk<'_> {
         let image = self.image;
         let cluster = image.cluster();
         let mut broken = 0;
-        let mut findings = Vec::new();
         let (offset, clusters) = (meta.refcounts.table_offset, meta.refcounts.table_clusters());
         let mut own: Vec<u64> = (0..clusters).map(|at| offset / cluster + at).collect();
         for (index, entry) in meta.refcounts.table().iter().enumerate().filter(|(_, entry)| **entry != 0) {
@@ -238,7 +251,7 @@ impl Walk<'_> {
                 || block == 0
             {
                 broken += 1;
-                findings.push(format!("ERROR refcount table entry {index} is {entry:#x}"));
+                self.report.find(|| format!("ERROR refcount table entry {index} is {entry:#x}"));
             } else {
                 own.push(block / cluster);
             }
@@ -250,10 +263,8 @@ impl Walk<'_> {
         for cluster in own {
             if self.counts.get(cluster) != 1 {
                 broken += 1;
-                findings.push(format!(
-                    "ERROR refcount structure at {:#x} is used otherwise",
-                    cluster * image.cluster()
-                ));
+                let at = cluster * image.cluster();
+                self.report.find(|| format!("ERROR refcount structure at {at:#x} is used otherwise"));
             }
         }
         let mut missing = BTreeSet::new();
@@ -264,8 +275,9 @@ impl Walk<'_> {
             }
         }
         broken += missing.len() as u64;
-        findings.extend(missing.iter().map(|index| format!("ERROR refcount block {index} does not exist")));
-        findings.into_iter().for_each(|text| self.report.find(|| text));
+        for index in missing {
+            self.report.find(|| format!("ERROR refcount block {index} does not exist"));
+        }
         broken
     }
 
@@ -306,9 +318,9 @@ impl Walk<'_> {
             return Ok(());
         }
         let bits = image.geometry.cluster_bits;
-        let entries = image.l1.read().entries.clone();
+        let l1 = image.l1.read();
         let mut wrong = 0;
-        for entry in entries.iter().filter(|entry| **entry & OFFSET != 0) {
+        for entry in l1.entries.iter().filter(|entry| **entry & OFFSET != 0) {
             let offset = entry & OFFSET;
             if image.check_table_offset(*entry, offset).is_err() {
                 continue;
@@ -338,6 +350,7 @@ impl Walk<'_> {
             let mark = if fix { "Repairing" } else { "ERROR" };
             texts.into_iter().for_each(|text| self.report.find(|| format!("{mark} {text}")));
         }
+        drop(l1);
         if !fix || self.report.corruptions > 0 {
             self.report.corruptions += wrong;
         } else if wrong > 0 {

@@ -486,6 +486,10 @@ impl Counts {
     pub fn get(&self, cluster: u64) -> u32 {
         self.chunks.get(&(cluster / 64)).map_or(0, |chunk| chunk[cluster as usize % 64])
     }
+    /// Ranges of 64 clusters with all that are referred to, in order.
+    pub fn chunks(&self) -> impl Iterator<Item = Range<u64>> {
+        self.chunks.keys().map(|index| index * 64..(index + 1) * 64)
+    }
     /// Those that are referred to, in order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u32)> {
         let chunk = |(index, counts): (&u64, &[u32; 64])| (*index, *counts);

@@ -11,6 +11,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
 use std::cell::Cell;
+use std::io::{Write, stderr};
 
 /// Bytes.
 pub const MAX: usize = 64 << 20;
@@ -36,7 +37,9 @@ fn took(bytes: usize) {
     if bytes > MAX || live > MAX as isize {
         // What follows allocates as well.
         LIVE.set(isize::MIN / 2);
-        eprintln!("Allocated {bytes} bytes, {live} in all: more than {MAX}\n{}", Backtrace::force_capture());
+        // Not eprintln!: a test's output is shown when it ends, and this one does not.
+        let trace = Backtrace::force_capture();
+        let _ = writeln!(stderr(), "Allocated {bytes} bytes, {live} in all: more than {MAX}\n{trace}");
         std::process::abort();
     }
 }

@@ -78,6 +78,20 @@ pub fn run(format: &str, input: &[u8]) {
     }
 }
 
+/// Every use of images whose tables are as large as can be.
+#[cfg(test)]
+pub fn largest() {
+    for (format, bytes, size) in [qcow2::largest(), mapped::largest_vdi()] {
+        for what in [Use::Check, Use::Repair, Use::Write] {
+            allocations::begin();
+            let file = Memory::new(bytes.clone(), true);
+            block::BlockBackend::resize(&*file, size).unwrap();
+            assert!(exercise::open(format, &file, what, Around::from_bits(0)).is_ok(), "{format} {what:?}");
+            exercise(format, &file, what, Around::from_bits(0));
+        }
+    }
+}
+
 /// Opens all seeds of a format unchanged. Those that name other files are opened without them, or refused.
 #[cfg(test)]
 pub fn seeds_open(format: &str) {

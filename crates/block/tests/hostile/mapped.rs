@@ -2,6 +2,8 @@
 
 use super::memory::Memory;
 use super::program::Seed;
+use std::sync::Arc;
+
 use block::{BackingPolicy, BlockBackend, CreateOptions, DiskImage, OpenOptions, create, open};
 
 /// The bytes of a new image that something was written to.
@@ -84,4 +86,18 @@ pub fn vhd() -> Vec<Seed> {
     let differencing = made_over("vpc", 5 << 20, &[], fill);
     let fixed = made("vpc", 1 << 20, &[("subformat", "fixed")], fill);
     vec![seed(dynamic), seed(fixed), seed(differencing)]
+}
+
+/// A table of 16 million blocks, all of them the first one; the file's size.
+#[cfg(test)]
+pub fn largest_vdi() -> (&'static str, Arc<Vec<u8>>, u64) {
+    const BLOCKS: u32 = 16 << 20;
+    let mut bytes = made("vdi", 1 << 20, &[], |_| ());
+    let data = 512 + 4 * BLOCKS;
+    let mut put = |at: usize, what: &[u8]| bytes[at..at + what.len()].copy_from_slice(what);
+    put(0x158, &data.to_le_bytes());
+    put(0x170, &(u64::from(BLOCKS) << 20).to_le_bytes());
+    put(0x180, &BLOCKS.to_le_bytes());
+    bytes.truncate(512);
+    ("vdi", Arc::new(bytes), u64::from(data) + (2 << 20))
 }

@@ -4,6 +4,7 @@ use super::luks;
 use super::mapped::made;
 use super::program::Seed;
 use std::ops::Range;
+use std::sync::Arc;
 
 pub fn seeds() -> Vec<Seed> {
     let kinds: [&[(&str, &str)]; 6] = [
@@ -84,4 +85,23 @@ fn tables(bytes: &[u8]) -> Vec<Range<usize>> {
     let keys = bytes.windows(6).position(|magic| magic == b"LUKS\xba\xbe");
     fields.extend(keys.map(|at| at..at + 592));
     fields
+}
+
+/// The largest tables, and one block of refcounts, for 16 million clusters, that all entries lead to; the file's size.
+#[cfg(test)]
+pub fn largest() -> (&'static str, Arc<Vec<u8>>, u64) {
+    const CLUSTER: u64 = 2 << 20;
+    let (table, block, l1) = (CLUSTER, 5 * CLUSTER, 6 * CLUSTER);
+    let mut bytes = vec![0; block as usize];
+    let mut put = |at: usize, what: &[u8]| bytes[at..at + what.len()].copy_from_slice(what);
+    put(0, b"QFI\xfb\0\0\0\x03");
+    put(20, &21_u32.to_be_bytes());
+    put(24, &(1_u64 << 50).to_be_bytes());
+    put(36, &(4_u32 << 20).to_be_bytes());
+    put(40, &l1.to_be_bytes());
+    put(48, &table.to_be_bytes());
+    put(56, &4_u32.to_be_bytes());
+    put(100, &104_u32.to_be_bytes());
+    (table as usize..block as usize).step_by(8).for_each(|at| put(at, &block.to_be_bytes()));
+    ("qcow2", Arc::new(bytes), l1 + (32 << 20))
 }
