@@ -38,6 +38,12 @@ fn largest_tables() {
     body::largest();
 }
 
+/// A snapshot of a disk of 8 EiB.
+#[test]
+fn snapshots_of_impossible_sizes() {
+    body::impossible_snapshot();
+}
+
 /// The seeds are valid: nothing below would be tried with others.
 #[test]
 fn seeds_open() {

@@ -17,7 +17,7 @@ const V2_LENGTH: usize = 72;
 pub(super) const V3_LENGTH: usize = 112;
 /// Largest L1 table in bytes, refcount table in bytes, and number of snapshots: all that is allocated before a byte
 /// of it is known stays below 64 MiB.
-const L1_BYTES_MAX: u64 = 32 << 20;
+pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65536;
 const BACKING_NAME_MAX: u32 = 1023;

@@ -5,6 +5,7 @@
 //! that are too high and flags that are missing.
 
 use super::bits::{COPIED, OFFSET};
+use super::header::L1_BYTES_MAX;
 use super::refcount::{bytes, read_words};
 use super::{Meta, Qcow2};
 use crate::error::BlockError;
@@ -308,8 +309,14 @@ impl Qcow2 {
         let row = &rows[at];
         let mut entries = self.read_snapshot_l1(row)?;
         entries.iter_mut().for_each(|entry| *entry &= !COPIED);
-        let needed = self.meta.lock().header.l1_needed(row.info.disk_size) as usize;
-        entries.resize(entries.len().max(needed), 0);
+        let needed = self.meta.lock().header.l1_needed(row.info.disk_size);
+        if needed > L1_BYTES_MAX / 8 {
+            let size = row.info.disk_size;
+            let problem = format!("is {size}; its L1 table would be larger than {} MiB", L1_BYTES_MAX >> 20);
+            let at = self.meta.lock().header.snapshots_offset;
+            return Err(self.wrong(at, "disk size of a snapshot", problem));
+        }
+        entries.resize(entries.len().max(needed as usize), 0);
         self.under_dirty_bit(|| {
             self.count(&entries, true)?;
             let old = self.l1.read().entries.clone();
