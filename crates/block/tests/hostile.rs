@@ -38,6 +38,12 @@ fn largest_tables() {
     body::largest();
 }
 
+/// A disk without a sector needs no directory, but its place is used all the same.
+#[test]
+fn empty_disk_with_an_impossible_directory() {
+    body::empty_vmdk();
+}
+
 /// A snapshot of a disk of 8 EiB.
 #[test]
 fn snapshots_of_impossible_sizes() {

@@ -198,7 +198,7 @@ impl Header {
         for (at, name, start) in [(56, "gdOffset", Some(self.directory)), (48, "rgdOffset", self.redundant)] {
             let Some(start) = start.filter(|&start| start != AT_END) else { continue };
             let end = start.checked_add(self.directory_sectors());
-            let inside = start > 0 && end.is_some_and(|end| end <= sectors) || self.capacity == 0;
+            let inside = end.is_some_and(|end| end <= sectors) && (start > 0 || self.capacity == 0);
             fields.require(inside, at, name, || {
                 format!(
                     "is sector {start} for {} tables; inside the file, {sectors} sectors, is right",

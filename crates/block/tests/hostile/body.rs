@@ -93,6 +93,18 @@ pub fn largest() {
     }
 }
 
+/// A vmdk image of no sectors whose directory is behind all files.
+#[cfg(test)]
+pub fn empty_vmdk() {
+    let mut bytes = seeds("vmdk")[0].bytes.to_vec();
+    bytes[12..20].fill(0);
+    bytes[56..64].copy_from_slice(&(1_u64 << 60).to_le_bytes());
+    let file = Memory::new(bytes, true);
+    let opened = exercise::open("vmdk", &file, Use::Check, Around::from_bits(0));
+    let error = opened.err().map(|error| block::with_causes(&error)).unwrap_or_default();
+    assert!(error.contains("gdOffset"), "{error}");
+}
+
 /// The size of a disk when a snapshot was made is what the image says.
 #[cfg(test)]
 pub fn impossible_snapshot() {
