@@ -77,7 +77,7 @@ impl Memory {
         while !bytes.is_empty() {
             let (page, within) = (at / PAGE, at % PAGE);
             let (part, rest) = bytes.split_at(bytes.len().min(PAGE - within));
-            let shared = state.pages.get(&page).is_none();
+            let shared = !state.pages.contains_key(&page);
             let slot = state.pages.entry(page).or_insert(None);
             if slot.is_none() {
                 if state.stored + PAGE > STORED_MAX {
@@ -163,8 +163,12 @@ impl BlockBackend for Memory {
     fn flush(&self) -> Result<()> {
         Ok(())
     }
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        let len = len.min(self.size().saturating_sub(offset));
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        // What is shared stays: a discard is a hint.
+        let written = len > 0 && self.differs(start..start.saturating_add(len as usize));
+        if written { self.write_zeroes(offset, len, true) } else { Ok(()) }
     }
     fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<()> {
         let mut state = self.state.lock().unwrap();
