@@ -7,7 +7,7 @@ const TABLE: [u32; 256] = {
     let mut table = [0; 256];
     let mut n = 0_u32;
     while n < 256 * 8 {
-        let crc = if n % 8 == 0 { n / 8 } else { table[n as usize / 8] };
+        let crc = if n.is_multiple_of(8) { n / 8 } else { table[n as usize / 8] };
         table[n as usize / 8] = crc >> 1 ^ (0x82F6_3B78 & (crc & 1).wrapping_neg());
         n += 1;
     }

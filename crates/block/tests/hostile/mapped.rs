@@ -37,7 +37,8 @@ fn make(
     let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let passphrase = Some(super::exercise::PASSPHRASE.into());
     let backing = parent.map(|parent| (parent.to_owned(), format.to_owned()));
-    let new = CreateOptions { size, options, backing, passphrase: passphrase.clone() };
+    let new =
+        CreateOptions { size, options, backing, passphrase: passphrase.clone(), ..CreateOptions::default() };
     create(&path, format, new).unwrap();
     let options = OpenOptions { passphrase, backing: BackingPolicy::beside(&path), ..OpenOptions::default() };
     let image = open(&path, format, &options).unwrap();

@@ -21,7 +21,7 @@ pub fn seeds() -> Vec<Seed> {
     let stream = made("vmdk", 4 << 20, &[("subformat", "streamOptimized")], fill);
     let over = made_over("vmdk", 4 << 20, &[], fill);
     let mut seeds: Vec<Seed> = [sparse, zeroed, stream, over].into_iter().map(seed).collect();
-    seeds.push(Seed { change, ..Seed::new("vmdk", DESCRIPTOR.to_vec(), vec![0..DESCRIPTOR.len()]) });
+    seeds.push(Seed { change, ..Seed::new("vmdk", DESCRIPTOR.to_vec(), vec![0..128, 0..DESCRIPTOR.len()]) });
     seeds
 }
 
