@@ -142,7 +142,8 @@ impl Cpu {
                 len
             };
             match result {
-                Ok(()) | Err(Stop::Jump) if self.rip() == rip.wrapping_add(u64::from(len)) => result = Ok(()),
+                // A taken jump leaves the block, even to the next instruction.
+                Ok(()) if self.rip() == rip.wrapping_add(u64::from(len)) => {}
                 _ => break,
             }
         }
