@@ -319,20 +319,20 @@ fn vector_and_x87_programs_end_as_in_the_interpreter() {
 /// One access through EBX, or one push: each is at, or just behind, an end of memory, a segment or the address space.
 fn wild(random: &mut Random, bits: u32) -> Vec<u8> {
     let forms: [&[u8]; 12] = [
-        // mov ecx, [ebx]; mov [ebx], cl; movups [ebx], xmm1; push [ebx]; jmp ebx; lock add [ebx], ecx
+        // mov ecx, [ebx]; mov [ebx], cl; movups [ebx], xmm1; push [ebx]; mov ch, [ebx]; lock add [ebx], ecx
         &[0x8b, 0x0b],
         &[0x88, 0x0b],
         &[0x0f, 0x11, 0x0b],
         &[0xff, 0x33],
-        &[0xff, 0xe3],
+        &[0x8a, 0x2b],
         &[0xf0, 0x01, 0x0b],
-        // call [ebx]; mov ecx, [ebx + 18h]; mov edx, [ebx]; push ebx; pop ebx; sub ebx, -40h; add ecx, [ebx - 40h]
-        &[0xff, 0x13],
+        // cmp ecx, [ebx]; mov ecx, [ebx + 18h]; mov edx, [ebx]; push ebx; pop ebx; sub ebx, -40h; add ecx, [ebx - 40h]
+        &[0x3b, 0x0b],
         &[0x8b, 0x4b, 0x18, 0x8b, 0x13],
         &[0x53, 0x5b],
         &[0x83, 0xeb, 0xc0, 0x03, 0x4b, 0xc0],
-        // call ebx; mov [ebx - 18h], ecx; mov [ebx], edx
-        &[0xff, 0xd3],
+        // add ch, [ebx]; mov [ebx - 18h], ecx; mov [ebx], edx
+        &[0x02, 0x2b],
         &[0x89, 0x4b, 0xe8, 0x89, 0x13],
     ];
     let form = forms[random.below(12) as usize];
