@@ -6,7 +6,7 @@
 //! | [`copy`], [`vector`], [`mod@x87`], [`mmx`] | instructions that are copied |
 //! | [`transfer`], [`stack`], [`mod@string`] | branches, calls; stack; strings |
 //! | [`mod@system`] | CLI, SWAPGS |
-//! | [`memory`], [`share`] | the check of memory operands, of one or of several at once |
+//! | [`memory`], [`share`], [`watch`] | the check of memory operands, of one or of several at once; who watches stores |
 //! | [`mod@kind`] | modes: which kinds of code there are, and what of the legacy modes is brought into 64-bit form |
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
 //! | [`lookup`], [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
@@ -67,6 +67,7 @@ mod transfer;
 mod unit;
 mod vector;
 pub(crate) mod verify;
+mod watch;
 mod x87;
 
 use crate::code::{AddressHasher, Block};
