@@ -111,7 +111,7 @@ pub struct RunArgs {
     /// A reset ends the machine
     #[arg(long)]
     no_reboot: bool,
-    /// Write what the software CPU executes into a new file: FILE[,from=0xADDRESS|COUNT][,count=N]
+    /// Write what the software CPU executes into a new file: `FILE[,from=0xADDRESS|COUNT][,count=N]`
     #[arg(long, value_name = "FILE,…")]
     trace: Option<TraceConfig>,
     /// Print exits, instructions, engine switches and MIPS at the end; with =detail, also count what translated code
