@@ -197,7 +197,11 @@ impl Cpu {
     }
 
     fn interpret_site_now(&mut self, number: usize) -> Exit {
-        let Some(insn) = self.site_insn(number) else { return Exit::Lookup };
+        let Some(insn) = self.site_insn(number) else {
+            // Changed meanwhile, or too long to be one: the interpreter looks at what is there now.
+            self.shared.argument = self.rip().wrapping_sub(self.shared.rip_page);
+            return Exit::Interpret;
+        };
         self.flags.set_bits(self.shared.arithmetic());
         let key = self.mmu.fetch_key;
         // Anything but zero: a store to code, or a device, sets it to zero.

@@ -19,9 +19,9 @@ use std::time::SystemTime;
 const MAGIC: &[u8; 16] = b"vireo translate1";
 const DEPENDENCIES: usize = 16;
 const SUM: usize = 48;
-const HEAD: usize = 80;
+pub(super) const HEAD: usize = 80;
 /// Bytes before each translation.
-const RECORD_HEAD: usize = 12;
+pub(super) const RECORD_HEAD: usize = 12;
 /// What the names of files end with.
 const EXTENSION: &str = "translations";
 /// Files that a directory keeps, the newest ones: other programs' and models'.
@@ -145,11 +145,26 @@ fn bytes(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     Ok(Some(bytes))
 }
 
+/// Sum of a file's content but for the sum itself.
 fn sum(bytes: &[u8]) -> [u8; 32] {
     let mut digest = Sha256::new();
     digest.update(&bytes[..SUM]);
     digest.update(&bytes[HEAD..]);
     digest.finalize().into()
+}
+
+/// Key and translation of the record at an offset.
+pub(super) fn record(bytes: &[u8], start: usize) -> Option<(u64, &[u8])> {
+    let (key, rest) = bytes.get(start..)?.split_first_chunk()?;
+    let (len, rest) = rest.split_first_chunk()?;
+    Some((u64::from_le_bytes(*key), rest.get(..u32::from_le_bytes(*len) as usize)?))
+}
+
+/// Adds a record.
+pub(super) fn append(bytes: &mut Vec<u8>, key: u64, translation: &[u8]) {
+    bytes.extend_from_slice(&key.to_le_bytes());
+    bytes.extend_from_slice(&(translation.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(translation);
 }
 
 /// Checks a file as a whole, and gives its dependencies.
@@ -169,22 +184,16 @@ fn check(path: &Path, bytes: &[u8]) -> Result<Dependencies, StoreError> {
     Ok(dependencies)
 }
 
-/// Goes through the records of a checked file.
-fn each(path: &Path, bytes: &[u8], mut take: impl FnMut(u64, &[u8])) -> Result<(), StoreError> {
+/// Goes through the records of a checked file: offset, key, translation.
+fn each(path: &Path, bytes: &[u8], mut take: impl FnMut(usize, u64, &[u8])) -> Result<(), StoreError> {
     let mut at = HEAD;
     while at < bytes.len() {
-        let record = bytes.get(at..at + RECORD_HEAD).and_then(|head| {
-            let (key, len) = head.split_at(8);
-            let len = u32::from_le_bytes(len.try_into().ok()?) as usize;
-            let key = u64::from_le_bytes(key.try_into().ok()?);
-            Some((key, bytes.get(at + RECORD_HEAD..(at + RECORD_HEAD).checked_add(len)?)?))
-        });
-        let Some((key, record)) = record else {
+        let Some((key, translation)) = record(bytes, at) else {
             let what = "a translation that is cut off";
             return Err(StoreError::Damaged { path: path.to_owned(), what, offset: at });
         };
-        take(key, record);
-        at += RECORD_HEAD + record.len();
+        take(at, key, translation);
+        at += RECORD_HEAD + translation.len();
     }
     Ok(())
 }
@@ -192,67 +201,57 @@ fn each(path: &Path, bytes: &[u8], mut take: impl FnMut(u64, &[u8])) -> Result<(
 /// What the store has for these dependencies.
 pub(super) fn read(directory: &Path, dependencies: &Dependencies) -> Result<Records, StoreError> {
     let path = name(directory, dependencies);
-    let mut records = Records::default();
+    let mut records = Records::new();
     let Some(bytes) = bytes(&path)? else { return Ok(records) };
     if check(&path, &bytes)? != *dependencies {
         let what = "another program's or processor's name";
         return Err(StoreError::Damaged { path, what, offset: DEPENDENCIES });
     }
-    records.bytes.reserve(bytes.len());
-    each(&path, &bytes, |key, record| {
-        records.add(key, record);
-    })?;
+    each(&path, &bytes, |at, key, _| records.note(key, at))?;
+    records.bytes = bytes;
     Ok(records)
 }
 
 /// Every translation of any file of a store, to be made again by this program.
-pub(super) fn read_any(path: &Path, take: impl FnMut(u64, &[u8])) -> Result<(), StoreError> {
+pub(super) fn read_any(path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), StoreError> {
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     let bytes = bytes(path)?.ok_or_else(missing).map_err(error(path, "opening"))?;
     check(path, &bytes)?;
-    each(path, &bytes, take)
+    each(path, &bytes, |_, _, translation| take(translation))
+}
+
+/// Takes over what others wrote since the store was read. A file that is not whole has nothing to be kept.
+fn merge(directory: &Path, dependencies: &Dependencies, records: &mut Records) {
+    let Ok(theirs) = read(directory, dependencies) else { return };
+    for &start in theirs.index.values() {
+        let Some((key, translation)) = record(&theirs.bytes, start as usize) else { continue };
+        if records.at(key).all(|ours| ours != translation) {
+            records.add(key, translation);
+        }
+    }
 }
 
 /// Writes a store's file; what others added to it since it was read stays.
 pub(super) fn write(
     directory: &Path,
     dependencies: &Dependencies,
-    records: &Records,
+    records: &mut Records,
 ) -> Result<(), StoreError> {
     check_directory(directory)?;
     let path = name(directory, dependencies);
     let lock = File::open(directory).map_err(error(directory, "opening"))?;
     lock.lock().map_err(error(directory, "locking"))?;
-    let mut all = Vec::with_capacity(HEAD + records.bytes.len());
-    all.extend_from_slice(MAGIC);
-    all.extend_from_slice(dependencies);
-    all.extend_from_slice(&[0; HEAD - SUM]);
-    let mut add = |key: u64, record: &[u8]| {
-        if all.len() + RECORD_HEAD + record.len() <= HEAD + LARGEST {
-            all.extend_from_slice(&key.to_le_bytes());
-            all.extend_from_slice(&(record.len() as u32).to_le_bytes());
-            all.extend_from_slice(record);
-        }
-    };
-    for &key in records.index.keys() {
-        records.at(key).for_each(|record| add(key, record));
-    }
-    // A file that is not whole has nothing to be kept.
-    if let Ok(theirs) = read(directory, dependencies) {
-        for &key in theirs.index.keys() {
-            theirs
-                .at(key)
-                .filter(|record| records.at(key).all(|ours| ours != *record))
-                .for_each(|r| add(key, r));
-        }
-    }
-    let sum = sum(&all);
-    all[SUM..HEAD].copy_from_slice(&sum);
+    merge(directory, dependencies, records);
+    let bytes = &mut records.bytes;
+    bytes[..DEPENDENCIES].copy_from_slice(MAGIC);
+    bytes[DEPENDENCIES..SUM].copy_from_slice(dependencies);
+    let sum = sum(bytes);
+    bytes[SUM..HEAD].copy_from_slice(&sum);
     let new = path.with_extension("new");
     let _ = std::fs::remove_file(&new);
     let made = File::options().write(true).create_new(true).mode(0o600).open(&new);
     let mut file = made.map_err(error(&new, "making the file"))?;
-    let written = file.write_all(&all).and_then(|()| std::fs::rename(&new, &path));
+    let written = file.write_all(bytes).and_then(|()| std::fs::rename(&new, &path));
     written.inspect_err(|_| drop(std::fs::remove_file(&new))).map_err(error(&new, "writing"))?;
     forget_old(directory);
     Ok(())

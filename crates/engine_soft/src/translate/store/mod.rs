@@ -26,12 +26,12 @@ mod tests;
 pub use file::StoreError;
 pub use prepare::{Preparation, PrepareError, Prepared};
 
+use super::AddressMap;
 use super::portable::Portable;
 use super::unit::PAGE;
 use crate::system::SystemState;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,28 +47,38 @@ const KEY_BYTES: usize = 16;
 pub(crate) type Dependencies = [u8; 32];
 
 /// Translations by key, as they are in the file.
-#[derive(Default)]
 struct Records {
-    /// Encoded [`Portable`]s, one after the other.
+    /// A file's content; its head is only filled in when it is written.
     bytes: Vec<u8>,
-    /// Where they are, by key.
-    index: HashMap<u64, Vec<(u32, u32)>>,
+    /// Where records start, by key; of several with one key, the others have the next numbers that are free.
+    index: AddressMap<u32>,
 }
 
 impl Records {
-    fn at(&self, key: u64) -> impl Iterator<Item = &[u8]> {
-        let places = self.index.get(&key).map_or(&[][..], Vec::as_slice);
-        places.iter().filter_map(|&(at, len)| self.bytes.get(at as usize..)?.get(..len as usize))
+    fn new() -> Self {
+        Records { bytes: vec![0; file::HEAD], index: AddressMap::default() }
     }
 
-    fn add(&mut self, key: u64, record: &[u8]) -> bool {
-        let at = self.bytes.len();
-        if at + record.len() > LARGEST {
+    /// The translations with a key, and perhaps others.
+    fn at(&self, key: u64) -> impl Iterator<Item = &[u8]> {
+        let starts = (0..).map_while(move |number| self.index.get(&key.wrapping_add(number)));
+        starts.filter_map(|&start| Some(file::record(&self.bytes, start as usize)?.1))
+    }
+
+    fn add(&mut self, key: u64, translation: &[u8]) -> bool {
+        let start = self.bytes.len();
+        if start + file::RECORD_HEAD + translation.len() > file::HEAD + LARGEST {
             return false;
         }
-        self.bytes.extend_from_slice(record);
-        self.index.entry(key).or_default().push((at as u32, record.len() as u32));
+        file::append(&mut self.bytes, key, translation);
+        self.note(key, start);
         true
+    }
+
+    /// A record with the key starts there.
+    fn note(&mut self, key: u64, start: usize) {
+        let free = (0..).map(|number| key.wrapping_add(number)).find(|key| !self.index.contains_key(key));
+        self.index.insert(free.unwrap_or(key), start as u32);
     }
 }
 
@@ -148,7 +158,7 @@ impl TranslationStore {
             };
             let records = records.unwrap_or_else(|error| {
                 tracing::error!("{error}; translations are made anew");
-                Records::default()
+                Records::new()
             });
             Opened { dependencies, records: RwLock::new(records), changed: AtomicBool::new(false) }
         });
@@ -195,14 +205,13 @@ impl TranslationStore {
         if !opened.changed.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        let records = opened.records.read();
-        file::write(&self.directory, &opened.dependencies, &records)
+        file::write(&self.directory, &opened.dependencies, &mut opened.records.write())
     }
 
     /// Translations in it, and their bytes.
     pub fn size(&self) -> (usize, usize) {
         let Some(opened) = self.opened.get() else { return (0, 0) };
         let records = opened.records.read();
-        (records.index.values().map(Vec::len).sum(), records.bytes.len())
+        (records.index.len(), records.bytes.len())
     }
 }

@@ -97,7 +97,7 @@ impl Preparation {
     /// # Errors
     /// When it is no such file, damaged, or somebody else could have written it.
     pub fn add_profile(&mut self, path: &Path) -> Result<(), PrepareError> {
-        file::read_any(path, |_, record| {
+        file::read_any(path, |record| {
             let Ok(block) = postcard::from_bytes::<Portable<'_>>(record) else { return };
             let mut page = [0; PAGE];
             for (from, bytes) in [(block.start & !PLAIN, block.head), (block.from, block.guest)] {

@@ -129,7 +129,7 @@ fn damaged_files_are_refused_and_replaced() {
     bad.push([&good[..], b"more"].concat());
     for bytes in bad {
         std::fs::write(&path, &bytes).expect("there is room");
-        let error = file::read_any(&path, |_, _| {}).expect_err("was damaged");
+        let error = file::read_any(&path, |_| {}).expect_err("was damaged");
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
     }
     let store = open(directory.path());
@@ -210,8 +210,8 @@ fn profiles_of_other_versions_are_translated_anew() {
     let (old, new) = (directory(), directory());
     let store = open(old.path());
     run_sum(100, &store);
-    let records = store.opened.get().expect("was used").records.read();
-    file::write(old.path(), &[7; 32], &records).expect("there is room");
+    let mut records = store.opened.get().expect("was used").records.write();
+    file::write(old.path(), &[7; 32], &mut records).expect("there is room");
     drop(records);
     let model = crate::system::SystemState::default().model;
     let mut preparation = Preparation::new(open(new.path()), &model).expect("is the host's");
