@@ -212,7 +212,8 @@ impl Registers {
         };
         let update = (running && self.has_b(B_UPDATE)).then(|| seconds(1));
         let alarm = self.next_alarm(self.last_second).filter(|_| running && self.has_b(B_ALARM));
-        let alarm = alarm.map(|alarm| seconds(alarm - self.last_second));
+        // Seconds may have passed that were not noted yet: the alarm is after those, its time counts from this one.
+        let alarm = alarm.map(|alarm| seconds(alarm - self.second(now)));
         [period, update, alarm].into_iter().flatten().min()
     }
 
