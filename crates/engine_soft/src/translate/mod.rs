@@ -230,8 +230,8 @@ impl Translator {
             warm_up: settings.warm_up,
             counted: settings.counted,
             verify: settings.verify,
-            // Code that counts what it executes is not for other runs.
-            store: settings.store.filter(|_| !settings.counted),
+            // Code that counts what it executes, or is compared, is not for other runs.
+            store: settings.store.filter(|_| !settings.counted && settings.verify == 0),
             calm: settings.calm,
             until_verified: settings.verify,
             no_jumps: JumpCache::new(),

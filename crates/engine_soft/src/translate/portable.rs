@@ -37,9 +37,6 @@ pub(super) struct Portable<'a> {
     sites: Vec<(u16, Next, bool)>,
     links: Vec<(u32, u16, FlagHome)>,
     shares: Vec<Share>,
-    insns: u32,
-    all_copied: bool,
-    undefined: u64,
 }
 
 /// As [`Refers`], with the number of the fixed code instead of its address, and numbers counted from the block's first.
@@ -111,9 +108,6 @@ impl Translator {
             sites: sites.map(|site| (site.offset, site.next, site.inside)).collect(),
             links: links.map(|link| (link.at - base, link.target, link.flags)).collect(),
             shares: shares.map(|share| Share { at: share.at - base, unit: 0, ..*share }).collect(),
-            insns: built.insns,
-            all_copied: built.all_copied,
-            undefined: built.undefined,
         })
     }
 
@@ -173,10 +167,6 @@ impl Translator {
         let Entries { outer, saved, live, prefers_live } = block.entries;
         let entries = Entries { outer: outer + base, saved: saved + base, live: live + base, prefers_live };
         self.blocks.insert(block_key(unit, block.start), entries);
-        if self.verify > 0 && block.all_copied {
-            let outer = self.memory.start() + u64::from(entries.outer);
-            self.copied.insert(outer, (block.insns, block.undefined));
-        }
         self.counts.installed += 1;
         Some(entries)
     }
