@@ -42,6 +42,9 @@ pub(super) enum Exit {
     Goto = 9,
 }
 
+/// Exits that blocks leave by themselves.
+const LEFT_BY: [Exit; 5] = [Exit::Lookup, Exit::Link, Exit::EventAtLink, Exit::InPage, Exit::Interpret];
+
 impl Exit {
     /// From the number that `enter` returned.
     pub fn of(number: u64) -> Exit {
@@ -83,23 +86,19 @@ pub(super) struct Thunks {
 
 impl Thunks {
     /// What blocks go to, in an order of its own.
-    fn all(&self) -> [u64; 11] {
-        let [lookup, link, event, in_page, interpret] =
-            [Exit::Lookup, Exit::Link, Exit::EventAtLink, Exit::InPage, Exit::Interpret]
-                .map(|exit| self.leave(exit));
+    fn all(&self) -> impl Iterator<Item = u64> {
         let calls = [self.call_site, self.call_note, self.call_vector, self.call_x87, self.call_share];
-        let [site, note, vector, x87, share] = calls;
-        [lookup, link, event, in_page, interpret, site, note, vector, x87, share, self.enter]
+        LEFT_BY.map(|exit| self.leave(exit)).into_iter().chain(calls)
     }
 
     /// Number of the fixed code at an address.
     pub fn number_of(&self, address: u64) -> Option<u8> {
-        self.all().iter().position(|&thunk| thunk == address).map(|number| number as u8)
+        self.all().position(|thunk| thunk == address).map(|number| number as u8)
     }
 
     /// Address of the fixed code with a number.
     pub fn with_number(&self, number: u8) -> Option<u64> {
-        self.all().get(usize::from(number)).copied()
+        self.all().nth(usize::from(number))
     }
 
     /// Code that leaves for `exit`; its argument is in [`S2`].
@@ -373,7 +372,7 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
     call(&mut a, runtime::fill_share as *const () as u64, unwind_at, &moves);
     thunks.call_x87 = a.here();
     call(&mut a, runtime::want_x87 as *const () as u64, unwind_at, &moves);
-    for exit in [Exit::Lookup, Exit::Link, Exit::EventAtLink, Exit::InPage, Exit::Interpret] {
+    for exit in LEFT_BY {
         thunks.leave[exit as usize] = a.here();
         a.store_gs(ARGUMENT, S2);
         store_guest(&mut a);
