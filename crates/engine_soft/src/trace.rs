@@ -5,6 +5,7 @@
 //! selectors, CR0, CR2, CR3, CR4 and YMM. An instruction that faults shows what the delivery changed. Where the next
 //! instruction is not where the last one went, an interrupt came between, and a line that begins with `#` says so.
 
+use crate::code::LONGEST_INSN;
 use crate::cpu::Cpu;
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use parking_lot::Mutex;
@@ -18,8 +19,6 @@ use x86::PAGE_SIZE;
 
 /// The file has at most this many bytes, whatever the number of instructions.
 pub const LARGEST_FILE: u64 = 4 << 30;
-/// The longest instruction.
-const LONGEST: usize = 15;
 
 /// Where a trace begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +146,7 @@ impl Cpu {
             tracer.trace.flush();
             return None;
         }
-        let linear = self.code_linear();
+        let linear = self.code_address();
         let traced = tracer.wants(linear, self.instructions).then(|| {
             let mut line = String::with_capacity(160);
             if tracer.next.is_some_and(|next| next != linear) {
@@ -176,7 +175,7 @@ impl Cpu {
             }
         }
         line.push('\n');
-        let linear = self.code_linear();
+        let linear = self.code_address();
         if let Some(tracer) = &mut self.tracer {
             tracer.next = Some(linear);
             tracer.trace.write(&line);
@@ -195,11 +194,6 @@ impl Cpu {
         }
     }
 
-    fn code_linear(&self) -> u64 {
-        let linear = self.rip().wrapping_add(self.segment_base[usize::from(crate::cpu::seg::CS)]);
-        if self.long64 { linear } else { linear & 0xffff_ffff }
-    }
-
     fn seen(&self) -> Seen {
         let mut numbers = [0; NAMES.len()];
         let selectors = (0..6).map(|number| u64::from(self.segments[number].selector));
@@ -211,13 +205,13 @@ impl Cpu {
 
     /// Number, address, bytes and disassembly. The bytes are fetched as the instruction's execution does next.
     fn write_instruction(&mut self, line: &mut String, number: u32, linear: u64) {
-        let mut bytes = [0; LONGEST];
-        let room = (PAGE_SIZE - linear % PAGE_SIZE).min(LONGEST as u64) as usize;
+        let mut bytes = [0; LONGEST_INSN];
+        let room = (PAGE_SIZE - linear % PAGE_SIZE).min(LONGEST_INSN as u64) as usize;
         let mut len = self.fetch_for_trace(linear, &mut bytes[..room]);
         let mut decoder =
             Decoder::with_ip(self.code_size.into(), &bytes[..len], linear, DecoderOptions::NONE);
         let mut instruction = decoder.decode();
-        if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && len == room && room < LONGEST {
+        if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && len == room && room < LONGEST_INSN {
             let next = linear.wrapping_add(room as u64);
             len += self.fetch_for_trace(next, &mut bytes[room..]);
             instruction =
