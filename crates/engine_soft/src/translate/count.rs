@@ -8,7 +8,7 @@
 use super::asm::S1;
 use super::block::Builder;
 use super::shared::{ACCESSES_RUN, BLOCKS_RUN, INSNS_RUN, JUMPS_TAKEN};
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::FlowControl;
 
 /// What translated code adds to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,13 +22,6 @@ pub(crate) struct Counted {
     pub accesses: u64,
     /// Jumps that found their target in the jump cache.
     pub jumps: u64,
-}
-
-/// Accesses to memory that an instruction makes once.
-fn accesses(i: &Instruction) -> i32 {
-    let explicit = (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Memory);
-    let is_none = matches!(i.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
-    i32::from(explicit && !is_none) + i32::from(i.is_stack_instruction())
 }
 
 impl Builder<'_> {
@@ -55,7 +48,7 @@ impl Builder<'_> {
         }
         let branch = rest.iter().position(|i| i.flow_control() == FlowControl::ConditionalBranch);
         let stretch = &rest[..branch.map_or(rest.len(), |at| at + 1)];
-        let (insns, accesses) = (stretch.len() as i32, stretch.iter().map(accesses).sum());
+        let (insns, accesses) = (stretch.len() as i32, stretch.iter().map(super::dead::accesses).sum());
         self.add(INSNS_RUN, insns);
         if accesses > 0 {
             self.add(ACCESSES_RUN, accesses);

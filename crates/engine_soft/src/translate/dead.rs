@@ -30,8 +30,14 @@ pub(super) enum Remake {
 
 /// Whether an instruction reaches memory.
 pub(super) fn has_access(i: &Instruction) -> bool {
+    accesses(i) > 0
+}
+
+/// Accesses to memory that an instruction makes once: by an operand, and implicitly to the stack.
+pub(super) fn accesses(i: &Instruction) -> i32 {
     let memory = (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Memory);
-    memory && !matches!(i.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) || i.is_stack_instruction()
+    let by_operand = memory && !matches!(i.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    i32::from(by_operand) + i32::from(i.is_stack_instruction())
 }
 
 /// How the flags that `i` has made can be made again, and from which registers.
