@@ -208,9 +208,8 @@ impl<'a> Builder<'a> {
             (self.context.sites.len(), self.context.links.len(), self.context.shares.len());
         let (plain, start) = (start & PLAIN != 0, start & !PLAIN);
         self.instructions = self.decode(start);
-        for at in 0..self.instructions.len() {
-            let instruction = self.instructions[at];
-            self.depend_on(&instruction);
+        for end in [self.instructions.first().copied(), self.instructions.last().copied()] {
+            end.iter().for_each(|i| self.depend_on(i));
         }
         self.plan(plain);
         let wish = self.wish();
