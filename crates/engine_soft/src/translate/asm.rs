@@ -210,18 +210,11 @@ impl Asm {
         self.alu_gs(Alu::Mov, reg, offset);
     }
 
-    /// `and reg, gs:[offset]` of 32 bits.
-    pub fn and_gs32(&mut self, reg: u8, offset: usize) {
+    /// `op reg, gs:[offset]` of 32 bits.
+    pub fn alu_gs32(&mut self, op: Alu, reg: u8, offset: usize) {
         self.bytes.push(0x65);
         self.rex(false, reg, 0, 0);
-        self.bytes.push(Alu::And as u8);
-        self.gs_modrm(reg, offset);
-    }
-
-    pub fn load_gs32(&mut self, reg: u8, offset: usize) {
-        self.bytes.push(0x65);
-        self.rex(false, reg, 0, 0);
-        self.bytes.push(Alu::Mov as u8);
+        self.bytes.push(op as u8);
         self.gs_modrm(reg, offset);
     }
 
@@ -266,14 +259,6 @@ impl Asm {
     pub fn mov8(&mut self, to: u8, from: u8) {
         self.rex(false, to, 0, from);
         self.raw(&[0x8a, 0xc0 | (to & 7) << 3 | from & 7]);
-    }
-
-    /// `cmp reg, gs:[offset]` of 32 bits.
-    pub fn cmp_gs32(&mut self, reg: u8, offset: usize) {
-        self.bytes.push(0x65);
-        self.rex(false, reg, 0, 0);
-        self.bytes.push(Alu::Cmp as u8);
-        self.gs_modrm(reg, offset);
     }
 
     /// `movzx to, from` of 32 and 16 bits.

@@ -5,7 +5,7 @@
 //! changed, and loaded again when an instruction wants them. Which copy is good at which instruction is known
 //! when a block is translated. So flags are exact at every instruction, also at one that faults.
 
-use super::asm::{RAX, RCX, S1, S2};
+use super::asm::{Alu, RAX, RCX, S1, S2};
 use super::block::{Builder, Cold};
 use super::shared::{FLAGS, SPARE_RAX};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
@@ -131,7 +131,7 @@ impl Builder<'_> {
     pub fn emit_restore(&mut self) {
         let a = &mut self.asm;
         a.store_gs(SPARE_RAX, RAX);
-        a.load_gs32(RAX, FLAGS);
+        a.alu_gs32(Alu::Mov, RAX, FLAGS);
         // add al, 127; sahf
         a.raw(&[0x04, 0x7f, 0x9e]);
         a.load_gs(RAX, SPARE_RAX);

@@ -392,7 +392,7 @@ impl Builder<'_> {
             a.mov32(S2, S1);
             a.shift(5, S2, SHIFT, false);
         }
-        a.and_gs32(S2, TLB_MASK);
+        a.alu_gs32(Alu::And, S2, TLB_MASK);
         a.alu_gs(Alu::Add, S2, TLB);
     }
 

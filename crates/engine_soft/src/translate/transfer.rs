@@ -241,7 +241,7 @@ impl Builder<'_> {
         let a = &mut self.asm;
         if !flat {
             if undo.is_some() {
-                a.cmp_gs32(S1, CODE_LIMIT);
+                a.alu_gs32(Alu::Cmp, S1, CODE_LIMIT);
                 a.jcc(cc::A, bad);
             }
             a.alu_gs(Alu::Add, S1, segment_base(seg::CS));
@@ -346,7 +346,7 @@ impl Builder<'_> {
             self.save_flags();
             self.put_target(to);
             let slow = self.slow_path();
-            self.asm.cmp_gs32(S1, CODE_LIMIT);
+            self.asm.alu_gs32(Alu::Cmp, S1, CODE_LIMIT);
             self.asm.jcc(cc::A, slow);
             self.clobbered();
         }
