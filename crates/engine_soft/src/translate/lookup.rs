@@ -3,7 +3,7 @@
 use super::block::LONGEST_BLOCK;
 use super::share::PLAIN;
 use super::unit::{CodePage, Entries, PAGE, Unit};
-use super::{Step, Translator};
+use super::{BlockPlace, Step, Translator, Warmth};
 use crate::code::LONGEST_INSN;
 use crate::cpu::{Cpu, Fault, seg};
 use std::ops::Range;
@@ -37,15 +37,10 @@ impl Cpu {
         let Some(mut translator) = self.translator.take() else { return Ok(Step::Interpret) };
         let entries = self.unit_at(&mut translator, physical).and_then(|unit| {
             let offset = (physical & 0xfff) as u16;
-            let known = translator.known_block(unit, offset);
-            let first = translator.was_never_visited(physical);
-            if known.is_none()
-                && translator.is_cold(physical)
-                && !(first && self.is_stored(&translator, unit, offset))
-            {
-                return None;
-            }
-            self.translated(&mut translator, unit, offset)
+            translator.known_block(unit, offset).or_else(|| {
+                let warmth = translator.warmth(physical);
+                self.made(&mut translator, unit, offset, warmth)
+            })
         });
         let host = entries.map(|entries| translator.memory.start() + u64::from(entries.outer));
         if let Some(host) = host {
@@ -89,34 +84,37 @@ impl Cpu {
         unit: u32,
         offset: u16,
     ) -> Option<Entries> {
-        if let Some(entries) = translator.known_block(unit, offset) {
-            return Some(entries);
-        }
-        let bytes = self.page_bytes(translator, unit, offset)?;
+        translator.known_block(unit, offset).or_else(|| self.made(translator, unit, offset, Warmth::Warm))
+    }
+
+    /// A block that was not known: if its code was never run before, only if the store has it; if it is cold, none.
+    fn made(
+        &mut self,
+        translator: &mut Translator,
+        unit: u32,
+        offset: u16,
+        warmth: Warmth,
+    ) -> Option<Entries> {
+        let only_stored = match warmth {
+            Warmth::New if translator.store.is_some() => true,
+            Warmth::New | Warmth::Cold => return None,
+            Warmth::Warm => false,
+        };
+        let (mut bytes, needed) = ([0; PAGE], reach(offset));
+        let page = translator.units.get(unit as usize)?.page;
+        self.memory.read(page + needed.start as u64, bytes.get_mut(needed)?).ok()?;
         // What was read is of the unit's generation, or of a store that is just going to end it.
         if !translator.units.get(unit as usize)?.is_current() {
             return None;
         }
-        let rip_page = self.shared.rip_page;
+        let place = BlockPlace { unit, offset, page: &bytes, rip_page: self.shared.rip_page };
         let since = Instant::now();
-        let entries = translator.block(&self.system, self.cuts(), unit, offset, &bytes, rip_page);
+        let entries = if only_stored {
+            translator.stored_block(self.cuts(), &place)
+        } else {
+            translator.block(&self.system, self.cuts(), &place)
+        };
         self.times.translating += since.elapsed();
         entries
-    }
-
-    /// Bytes of the unit's page within [`reach`], and zeros.
-    fn page_bytes(&self, translator: &Translator, unit: u32, offset: u16) -> Option<[u8; PAGE]> {
-        let (mut bytes, needed) = ([0; PAGE], reach(offset));
-        let page = translator.units.get(unit as usize)?.page;
-        self.memory.read(page + needed.start as u64, bytes.get_mut(needed)?).ok()?;
-        Some(bytes)
-    }
-
-    /// Whether there is a translation of code that was never run here.
-    fn is_stored(&self, translator: &Translator, unit: u32, offset: u16) -> bool {
-        let (Some(store), Some(at)) = (&translator.store, translator.units.get(unit as usize)) else {
-            return false;
-        };
-        self.page_bytes(translator, unit, offset).is_some_and(|page| store.has(at.kind.bits(), offset, &page))
     }
 }

@@ -17,11 +17,11 @@
 //!
 //! # Model
 //! A block is keyed by guest-physical page, generation and address in the page. It does not know its linear
-//! address: what depends on that adds to `Shared::rip_page`, the value of RIP where the page starts. It does not know privilege or address space,
-//! either: memory goes through the TLB array that is current, and whatever else depends on the processor's
-//! state is the interpreter's, called for that one instruction with all registers stored. An instruction
-//! whose memory access needs more than a TLB hit is interpreted in the same way, before it has changed
-//! anything; so faults, devices, page-crossing and watched accesses have one definition.
+//! address: what depends on that adds to `Shared::rip_page`, the value of RIP where the page starts. It does
+//! not know privilege or address space, either: memory goes through the TLB array that is current, and whatever
+//! else depends on the processor's state is the interpreter's, called for that one instruction with all
+//! registers stored. An instruction whose memory access needs more than a TLB hit is interpreted in the same
+//! way, before it has changed anything; so faults, devices, page-crossing and watched accesses have one definition.
 //!
 //! # Isolation
 //! Guest code runs as the host's user code, in this process. What keeps it in:
@@ -271,26 +271,34 @@ impl Translator {
         self.copied.clear();
     }
 
-    /// The block at an address in a unit, translated if need be. `None` if it cannot be.
+    /// The block at a place out of the store, if that has it.
+    fn stored_block(&mut self, cuts: Option<&PageOffsets>, place: &BlockPlace<'_>) -> Option<Entries> {
+        let mode = self.units.get(place.unit as usize)?.kind.bits();
+        let store = self.store.clone().filter(|_| cuts.is_none())?;
+        store.find(mode, place.offset, place.page, |block| self.install(block, place))?
+    }
+
+    /// The block at a place, out of the store or translated. `None` if it cannot be.
     fn block(
         &mut self,
         system: &SystemState,
         cuts: Option<&PageOffsets>,
-        unit_number: u32,
-        offset: u16,
-        page: &[u8; PAGE],
-        rip_page: u64,
+        place: &BlockPlace<'_>,
     ) -> Option<Entries> {
-        let unit = self.units.get(unit_number as usize)?;
-        let store = self.store.clone().filter(|_| cuts.is_none());
-        let mode = unit.kind.bits();
-        if let Some(store) = &store
-            && let Some(entries) = store.find(mode, offset, page, |block| self.install(block, unit_number))
-        {
-            return entries;
-        }
+        self.stored_block(cuts, place).or_else(|| self.new_block(system, cuts, place))
+    }
+
+    /// Translates the block at a place. `None` if it cannot be.
+    fn new_block(
+        &mut self,
+        system: &SystemState,
+        cuts: Option<&PageOffsets>,
+        place: &BlockPlace<'_>,
+    ) -> Option<Entries> {
         let before = self.counts_before();
-        let unit = self.units.get(unit_number as usize)?;
+        let unit = self.units.get(place.unit as usize)?;
+        let mode = unit.kind.bits();
+        let store = self.store.clone().filter(|_| cuts.is_none());
         let context = Context {
             thunks: self.thunks,
             sites: &mut self.sites,
@@ -300,37 +308,42 @@ impl Translator {
             counted: self.counted,
             system,
             kind: unit.kind,
-            unit: unit_number,
-            page,
+            unit: place.unit,
+            page: place.page,
             generation: unit.generation(),
             memory_start: self.memory.start(),
             cuts,
             portable: store.is_some(),
         };
         let built = Builder::new(self.memory.next_address(), std::mem::take(&mut self.buffer), context)
-            .build(offset)?;
-        let (host, len) = (self.memory.next_address(), built.code.len());
+            .build(place.offset)?;
+        let host = self.memory.next_address();
         if !self.memory.add(&built.code) {
             self.buffer = built.code;
             return None;
         }
         if let Some(store) = &store
-            && let Some(block) = self.portable(&built, page, (mode, offset), host, before)
+            && let Some(block) = self.portable(&built, place.page, (mode, place.offset), host, before)
         {
-            store.add(page, &block);
+            store.add(place.page, &block);
         }
-        self.buffer = built.code;
-        self.blocks.insert(block_key(unit_number, offset), built.entries);
         if self.verify > 0 && built.all_copied {
             let outer = self.memory.start() + u64::from(built.entries.outer);
             self.copied.insert(outer, (built.insns, built.undefined));
         }
-        if let Some(map) = &self.perf_map {
-            map.add(host, len, rip_page.wrapping_add(u64::from(offset) & 0xfff));
-        }
         self.counts.blocks += 1;
         self.counts.insns += u64::from(built.insns);
+        self.note_block(place, built.entries, host, built.code.len());
+        self.buffer = built.code;
         Some(built.entries)
+    }
+
+    /// There is a block of a place now, with so many bytes at `host`.
+    fn note_block(&mut self, place: &BlockPlace<'_>, entries: Entries, host: u64, len: usize) {
+        self.blocks.insert(block_key(place.unit, place.offset), entries);
+        if let Some(map) = &self.perf_map {
+            map.add(host, len, place.rip_page.wrapping_add(u64::from(place.offset) & 0xfff));
+        }
     }
 
     /// The block at an address in a unit, if there is one.
@@ -338,16 +351,16 @@ impl Translator {
         self.blocks.get(&block_key(unit, offset)).copied()
     }
 
-    /// Whether code without a translation is to be interpreted once more, which is noted.
-    fn is_cold(&mut self, physical: u64) -> bool {
-        let Some(visits) = self.visits.get_mut(Self::visit(physical)) else { return false };
-        let cold = u32::from(*visits) < self.warm_up;
+    /// How warm code without a translation is; the visit is noted.
+    fn warmth(&mut self, physical: u64) -> Warmth {
+        let Some(visits) = self.visits.get_mut(Self::visit(physical)) else { return Warmth::Warm };
+        let warmth = match u32::from(*visits) {
+            visits if visits >= self.warm_up => Warmth::Warm,
+            0 => Warmth::New,
+            _ => Warmth::Cold,
+        };
         *visits = visits.saturating_add(1);
-        cold
-    }
-
-    fn was_never_visited(&self, physical: u64) -> bool {
-        self.store.is_some() && self.visits.get(Self::visit(physical)) == Some(&0)
+        warmth
     }
 
     /// Where visits of an address are counted.
@@ -363,6 +376,27 @@ impl Translator {
 /// Key of [`Translator::blocks`].
 fn block_key(unit: u32, offset: u16) -> u64 {
     u64::from(unit) << 16 | u64::from(offset)
+}
+
+/// Where code is that a block is wanted of.
+struct BlockPlace<'a> {
+    unit: u32,
+    /// Address in the page, perhaps with [`share::PLAIN`].
+    offset: u16,
+    /// Bytes of the page within [`lookup::reach`]; elsewhere zeros.
+    page: &'a [u8; PAGE],
+    /// RIP at the start of the page, for names.
+    rip_page: u64,
+}
+
+/// How often code without a translation was come to.
+enum Warmth {
+    /// Never.
+    New,
+    /// Not often enough to be translated.
+    Cold,
+    /// Often enough.
+    Warm,
 }
 
 /// What the loop does next.

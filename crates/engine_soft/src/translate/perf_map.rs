@@ -69,7 +69,8 @@ mod tests {
     use super::*;
     use crate::cpu::Cpu;
     use crate::interp::harness::{CODE, cpu_in, long_state, memory};
-    use crate::translate::TranslationSettings;
+    use crate::translate::store::TranslationStore;
+    use crate::translate::{TranslationCounts, TranslationSettings};
     use engine::{VcpuIo, VmExit};
     use x86::MpState;
 
@@ -85,15 +86,15 @@ mod tests {
         (start, len, words.next().unwrap())
     }
 
-    fn run(cpu: &mut Cpu, map: Arc<PerfMap>) {
-        cpu.enable_translation(TranslationSettings::default()).unwrap();
+    fn run(cpu: &mut Cpu, map: Arc<PerfMap>, store: Option<Arc<TranslationStore>>) {
+        cpu.enable_translation(TranslationSettings { store, ..TranslationSettings::default() }).unwrap();
         cpu.translator.as_mut().unwrap().perf_map = Some(map);
         assert_eq!(cpu.run(&NoDevices, None), VmExit::Halted);
         assert_eq!(cpu.mp_state, MpState::Halted);
     }
 
-    #[test]
-    fn lines_are_blocks_in_the_cache_with_their_guest_addresses() {
+    /// Checks the lines of a processor that runs a loop and a call.
+    fn check_lines(store: Option<Arc<TranslationStore>>) -> TranslationCounts {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("map");
         std::fs::write(&path, "somebody else's").unwrap();
@@ -103,11 +104,12 @@ mod tests {
         memory.write(CODE, &code).unwrap();
         memory.write(CODE + 19, &[0xc3]).unwrap();
         let mut cpu = cpu_in(memory, &long_state());
-        run(&mut cpu, Arc::new(PerfMap::create(&path, 1 << 16).unwrap()));
+        run(&mut cpu, Arc::new(PerfMap::create(&path, 1 << 16).unwrap()), store);
 
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<_> = text.lines().map(parsed).collect();
-        let code_memory = &cpu.translator.as_ref().unwrap().memory;
+        let translator = cpu.translator.as_ref().unwrap();
+        let code_memory = &translator.memory;
         let cache = code_memory.start()..code_memory.start() + code_memory.used() as u64;
         for (start, len, _) in &lines {
             assert!(*len > 0 && cache.contains(start) && start + len <= cache.end, "{text}");
@@ -119,6 +121,21 @@ mod tests {
             let name = format!("guest:{:x}", CODE + offset);
             assert!(lines.iter().any(|line| line.2 == name), "{name} is not in {text}");
         }
+        translator.counts
+    }
+
+    #[test]
+    fn lines_are_blocks_in_the_cache_with_their_guest_addresses() {
+        check_lines(None);
+    }
+
+    #[test]
+    fn blocks_out_of_a_store_have_lines_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = TranslationStore::open(directory.path()).unwrap();
+        assert_eq!(check_lines(Some(Arc::clone(&store))).installed, 0);
+        let counts = check_lines(Some(store));
+        assert!(counts.blocks == 0 && counts.installed >= 4, "{counts:?}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::block::Built;
 use super::flags::FlagHome;
 use super::share::Share;
 use super::unit::{Entries, Link, Next, PAGE, Site};
-use super::{Translator, block_key};
+use super::{BlockPlace, Translator};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -50,6 +50,16 @@ enum Kind {
     Generation,
 }
 
+impl Kind {
+    /// Bytes of the number in the code.
+    fn len(self) -> usize {
+        match self {
+            Kind::Thunk(_) | Kind::Site(_) | Kind::Link(_) | Kind::Share(_) | Kind::Generation => 4,
+            Kind::Cell => 8,
+        }
+    }
+}
+
 /// Sites, links and shared checks of a translator: before a block was added.
 #[derive(Clone, Copy)]
 pub(super) struct Counts {
@@ -72,6 +82,16 @@ fn number_at(code: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
+/// Code with zeros where its references are, so that a block is the same whoever translated it.
+fn without_numbers(code: &[u8], references: &[(u32, Kind)]) -> Option<Vec<u8>> {
+    let mut code = code.to_vec();
+    for &(at, kind) in references {
+        let at = at as usize;
+        code.get_mut(at..at.checked_add(kind.len())?)?.fill(0);
+    }
+    Some(code)
+}
+
 impl Translator {
     /// How many there are now.
     pub(super) fn counts_before(&self) -> Counts {
@@ -91,6 +111,8 @@ impl Translator {
         let base = (base - self.memory.start()) as u32;
         let references = built.references.as_ref()?;
         let kinds: Option<Vec<_>> = references.iter().map(|r| self.kind(&built.code, r, before)).collect();
+        let references = kinds?;
+        let code = without_numbers(&built.code, &references)?;
         let Entries { outer, saved, live, prefers_live } = built.entries;
         let entries = Entries { outer: outer - base, saved: saved - base, live: live - base, prefers_live };
         let sites = self.sites.get(before.sites..)?.iter();
@@ -102,8 +124,8 @@ impl Translator {
             from: built.depends.start,
             guest: page.get(usize::from(built.depends.start)..usize::from(built.depends.end))?,
             head: super::store::head(start, page),
-            code: Cow::Owned(built.code.clone()),
-            references: kinds?,
+            code: Cow::Owned(code),
+            references,
             entries,
             sites: sites.map(|site| (site.offset, site.next, site.inside)).collect(),
             links: links.map(|link| (link.at - base, link.target, link.flags)).collect(),
@@ -124,8 +146,9 @@ impl Translator {
         Some((reference.at as u32, kind))
     }
 
-    /// Makes a block of the unit out of a portable one. `None` if code memory is full.
-    pub(super) fn install(&mut self, block: &Portable<'_>, unit: u32) -> Option<Entries> {
+    /// Makes the block of a place out of a portable one. `None` if code memory is full.
+    pub(super) fn install(&mut self, block: &Portable<'_>, place: &BlockPlace<'_>) -> Option<Entries> {
+        let unit = place.unit;
         let (cell, generation) = self.units.get(unit as usize)?.generation();
         let (base, before) = (self.memory.next_address(), self.counts_before());
         let mut code = std::mem::take(&mut self.buffer);
@@ -149,12 +172,12 @@ impl Translator {
             };
             code.get_mut(at..at + 4)?.copy_from_slice(&number.to_le_bytes());
         }
-        let added = self.memory.add(&code);
+        let (added, host, len) = (self.memory.add(&code), base, code.len());
         self.buffer = code;
         if !added {
             return None;
         }
-        let base = (base - self.memory.start()) as u32;
+        let base = (host - self.memory.start()) as u32;
         let sites = block.sites.iter();
         self.sites.extend(sites.map(|&(offset, next, inside)| {
             // Code that is kept does not count.
@@ -166,7 +189,7 @@ impl Translator {
         self.shares.extend(shares.map(|share| Share { unit, at: share.at + base, ..*share }));
         let Entries { outer, saved, live, prefers_live } = block.entries;
         let entries = Entries { outer: outer + base, saved: saved + base, live: live + base, prefers_live };
-        self.blocks.insert(block_key(unit, block.start), entries);
+        self.note_block(place, entries, host, len);
         self.counts.installed += 1;
         Some(entries)
     }

@@ -225,9 +225,7 @@ fn merge(directory: &Path, dependencies: &Dependencies, records: &mut Records) {
     let Ok(theirs) = read(directory, dependencies) else { return };
     for &start in theirs.index.values() {
         let Some((key, translation)) = record(&theirs.bytes, start as usize) else { continue };
-        if records.at(key).all(|ours| ours != translation) {
-            records.add(key, translation);
-        }
+        records.add(key, translation);
     }
 }
 

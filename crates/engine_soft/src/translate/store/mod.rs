@@ -65,7 +65,11 @@ impl Records {
         starts.filter_map(|&start| Some(file::record(&self.bytes, start as usize)?.1))
     }
 
+    /// Adds a translation, unless it is there; whether it was added.
     fn add(&mut self, key: u64, translation: &[u8]) -> bool {
+        if self.at(key).any(|there| there == translation) {
+            return false;
+        }
         let start = self.bytes.len();
         if start + file::RECORD_HEAD + translation.len() > file::HEAD + LARGEST {
             return false;
@@ -180,17 +184,9 @@ impl TranslationStore {
         Some(take(&found))
     }
 
-    /// Whether there is one.
-    pub(super) fn has(&self, mode: u8, start: u16, page: &[u8; PAGE]) -> bool {
-        self.find(mode, start, page, |_| ()).is_some()
-    }
-
-    /// Keeps a translation, if there is room.
+    /// Keeps a translation, if there is room and no other processor added it meanwhile.
     pub(super) fn add(&self, page: &[u8; PAGE], block: &Portable<'_>) {
         let (Some(opened), Ok(record)) = (self.opened.get(), postcard::to_stdvec(block)) else { return };
-        if self.has(block.mode, block.start, page) {
-            return;
-        }
         if opened.records.write().add(key(block.mode, block.start, page), &record) {
             opened.changed.store(true, Ordering::Relaxed);
         }

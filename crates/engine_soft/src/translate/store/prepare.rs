@@ -2,12 +2,12 @@
 
 use super::{StoreError, TranslationStore, file};
 use crate::cpu::Cpu;
-use crate::translate::TranslationSettings;
 use crate::translate::kind::CodeKind;
 use crate::translate::lookup::reach;
 use crate::translate::portable::Portable;
 use crate::translate::share::PLAIN;
 use crate::translate::unit::{PAGE, Unit};
+use crate::translate::{BlockPlace, TranslationSettings};
 use crate::vm::lone_processor;
 use engine::EngineError;
 use engine::cpu_model::CpuModel;
@@ -138,7 +138,8 @@ impl Preparation {
             translator.units.push(Unit::new(0, MODE, generation));
         }
         self.starts += 1;
-        translator.block(&self.cpu.system, None, 0, start, &seen, 0);
+        let place = BlockPlace { unit: 0, offset: start, page: &seen, rip_page: 0 };
+        translator.block(&self.cpu.system, None, &place);
     }
 }
 

@@ -193,6 +193,86 @@ fn machines_that_end_together_keep_both_works() {
     }
 }
 
+/// Calls two functions in turn, the second one first if RDI is odd: the same blocks, met in another order.
+fn calls_in_turn(first: u64, store: &Arc<TranslationStore>) -> TranslationCounts {
+    let mut a = CodeAssembler::new(64).expect("64 is a mode");
+    let (mut again, mut odd, mut on) = (a.create_label(), a.create_label(), a.create_label());
+    let (mut even_function, mut odd_function) = (a.create_label(), a.create_label());
+    let assembled = (|| {
+        a.mov(ecx, 2)?;
+        a.set_label(&mut again)?;
+        a.test(edi, 1)?;
+        a.jne(odd)?;
+        a.call(even_function)?;
+        a.jmp(on)?;
+        a.set_label(&mut odd)?;
+        a.call(odd_function)?;
+        a.set_label(&mut on)?;
+        a.inc(edi)?;
+        a.dec(ecx)?;
+        a.jne(again)?;
+        a.hlt()?;
+        a.set_label(&mut even_function)?;
+        a.add(dword_ptr(rsp - 64), 1)?;
+        a.ret()?;
+        a.set_label(&mut odd_function)?;
+        a.push(rcx)?;
+        a.add(qword_ptr(rsp - 64), 2)?;
+        a.add(qword_ptr(rsp - 72), 2)?;
+        a.pop(rcx)?;
+        a.ret()?;
+        a.assemble(CODE)
+    })();
+    let mut state = harness::long_state();
+    state.gprs[7] = first;
+    let mut cpu: Cpu = harness::cpu_in(harness::memory(), &state);
+    cpu.enable_translation(settings(store)).expect("the host has memory");
+    cpu.memory.write(CODE, &assembled.expect("the program assembles")).expect("is RAM");
+    assert_eq!(cpu.run(&NoDevices, None), VmExit::Halted);
+    assert_eq!(cpu.save().gprs[7], first + 2, "both turns were taken");
+    cpu.translator.as_ref().map(|translator| translator.counts).unwrap_or_default()
+}
+
+#[test]
+fn whoever_translated_a_block_it_is_kept_once() {
+    let directory = directory();
+    let stores = [open(directory.path()), open(directory.path())];
+    for (store, first) in stores.iter().zip([0, 1]) {
+        let counts = calls_in_turn(first, store);
+        assert!(counts.blocks >= 7 && counts.installed == 0, "{counts:?}");
+    }
+    let sizes = stores.each_ref().map(|store| store.size());
+    assert_eq!(sizes[0], sizes[1], "the same blocks");
+    let mut lengths = stores.iter().map(|store| {
+        store.save().expect("there is room");
+        std::fs::metadata(only_file(directory.path())).expect("was written").len()
+    });
+    let one = lengths.next();
+    assert_eq!(one, Some(sizes[0].1 as u64));
+    assert_eq!(lengths.next(), one, "nothing new came");
+    assert_eq!(calls_in_turn(1, &open(directory.path())).blocks, 0, "and it is whole");
+}
+
+#[test]
+fn processors_that_translate_the_same_at_once_keep_it_once() {
+    let directory = directory();
+    let store = open(directory.path());
+    calls_in_turn(0, &store);
+    let alone = store.size();
+    let opened = store.opened.get().expect("was used");
+    let mut records = opened.records.write();
+    let again: Vec<(u64, Vec<u8>)> = {
+        let starts = records.index.values();
+        let each = starts.filter_map(|&start| file::record(&records.bytes, start as usize));
+        each.map(|(key, translation)| (key, translation.to_vec())).collect()
+    };
+    for (key, translation) in again {
+        assert!(!records.add(key, &translation), "it is there");
+    }
+    drop(records);
+    assert_eq!(store.size(), alone);
+}
+
 #[test]
 fn code_translated_ahead_is_not_translated_again() {
     let directory = directory();
