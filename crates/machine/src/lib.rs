@@ -36,6 +36,6 @@ pub use life::{EngineAdvice, Machine, MachineError, MachineEvent, MachineSetting
 pub use loader::{BootSource, EntryProtocol};
 pub use moves::common_model;
 pub use saved::{MemoryRun, RestoreError, SavedMachine, SavedState};
-pub use static_translation::{TranslateError, translate_ahead};
+pub use static_translation::{LARGEST_TRANSLATION_FILE, TranslateError, translate_ahead};
 pub use virtio::blk::{DiskLink, ErrorAction, HostFailure};
 pub use virtio::console::Console;

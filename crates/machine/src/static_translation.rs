@@ -1,6 +1,7 @@
 //! Translating images before anything runs.
 
 use engine::cpu_model::CpuModel;
+pub use engine_soft::translate::store::LARGEST as LARGEST_TRANSLATION_FILE;
 use engine_soft::translate::store::{Preparation, PrepareError, Prepared, StoreError, TranslationStore};
 use loader::LoadError;
 use std::path::{Path, PathBuf};

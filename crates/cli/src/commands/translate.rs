@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use engine::cpu_model::CpuModel;
-use machine::translate_ahead;
+use machine::{LARGEST_TRANSLATION_FILE, translate_ahead};
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -34,6 +34,7 @@ pub fn run(arguments: &TranslateArgs) -> Result<u8> {
             "blocks": done.starts,
             "translated": done.translated,
             "known": done.known,
+            "left_out": done.left_out,
             "stored": done.stored,
             "stored_bytes": done.stored_bytes,
         });
@@ -42,5 +43,9 @@ pub fn run(arguments: &TranslateArgs) -> Result<u8> {
     }
     println!("{} blocks: {} translated, {} known before", done.starts, done.translated, done.known);
     println!("The store has {} blocks in {} bytes", done.stored, done.stored_bytes);
+    if done.left_out > 0 {
+        let room = LARGEST_TRANSLATION_FILE >> 20;
+        println!("{} blocks had no room: a store keeps {room} MiB for each program and model", done.left_out);
+    }
     Ok(0)
 }

@@ -52,11 +52,15 @@ struct Records {
     bytes: Vec<u8>,
     /// Where records start, by key; of several with one key, the others have the next numbers that are free.
     index: AddressMap<u32>,
+    /// Bytes that translations may have.
+    room: usize,
+    /// Translations that had no room.
+    left_out: u64,
 }
 
 impl Records {
     fn new() -> Self {
-        Records { bytes: vec![0; file::HEAD], index: AddressMap::default() }
+        Records { bytes: vec![0; file::HEAD], index: AddressMap::default(), room: LARGEST, left_out: 0 }
     }
 
     /// The translations with a key, and perhaps others.
@@ -71,7 +75,8 @@ impl Records {
             return false;
         }
         let start = self.bytes.len();
-        if start + file::RECORD_HEAD + translation.len() > file::HEAD + LARGEST {
+        if start + file::RECORD_HEAD + translation.len() > file::HEAD + self.room {
+            self.left_out += 1;
             return false;
         }
         file::append(&mut self.bytes, key, translation);
@@ -202,6 +207,11 @@ impl TranslationStore {
             return Ok(());
         }
         file::write(&self.directory, &opened.dependencies, &mut opened.records.write())
+    }
+
+    /// Translations that were made, or that another machine wrote, and had no room in [`LARGEST`] bytes.
+    pub fn left_out(&self) -> u64 {
+        self.opened.get().map_or(0, |opened| opened.records.read().left_out)
     }
 
     /// Translations in it, and their bytes.

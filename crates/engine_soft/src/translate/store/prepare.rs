@@ -31,6 +31,8 @@ pub struct Prepared {
     pub translated: u64,
     /// Blocks that the store had.
     pub known: u64,
+    /// Blocks that the store had no room for: it keeps [`LARGEST`](super::LARGEST) bytes.
+    pub left_out: u64,
     /// Blocks that the store has now.
     pub stored: usize,
     /// Bytes of these.
@@ -120,8 +122,8 @@ impl Preparation {
         self.store.save()?;
         let counts = self.cpu.translator.as_ref().map(|translator| translator.counts).unwrap_or_default();
         let (stored, stored_bytes) = self.store.size();
-        let (translated, known) = (counts.blocks, counts.installed);
-        Ok(Prepared { starts: self.starts, translated, known, stored, stored_bytes })
+        let (translated, known, left_out) = (counts.blocks, counts.installed, self.store.left_out());
+        Ok(Prepared { starts: self.starts, translated, known, left_out, stored, stored_bytes })
     }
 
     /// Translates a block, as it is when it is first met in a run.

@@ -286,6 +286,28 @@ fn code_translated_ahead_is_not_translated_again() {
 }
 
 #[test]
+fn what_has_no_room_is_left_out_and_told() {
+    let (all, some) = (directory(), directory());
+    let model = crate::system::SystemState::default().model;
+    let prepare = |directory: &Path, room: Option<usize>| {
+        let store = open(directory);
+        let mut preparation = Preparation::new(Arc::clone(&store), &model).expect("is the host's");
+        if let Some(room) = room {
+            store.opened.get().expect("was opened").records.write().room = room;
+        }
+        preparation.add_code(&sum(100), CODE);
+        preparation.finish().expect("there is room")
+    };
+    let everything = prepare(all.path(), None);
+    assert_eq!((everything.left_out, everything.stored as u64), (0, everything.translated));
+    let room = everything.stored_bytes / 2;
+    let half = prepare(some.path(), Some(room));
+    assert!(half.stored > 0 && half.left_out > 0, "{half:?}");
+    assert_eq!(half.stored as u64 + half.left_out, half.translated, "each is kept or told of: {half:?}");
+    assert!(half.stored_bytes <= file::HEAD + room, "{half:?}");
+}
+
+#[test]
 fn profiles_of_other_versions_are_translated_anew() {
     let (old, new) = (directory(), directory());
     let store = open(old.path());
