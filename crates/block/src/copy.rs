@@ -3,14 +3,13 @@
 use crate::backend::Extent;
 use crate::image::DiskImage;
 use parking_lot::{Condvar, Mutex};
-use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Bytes that one thread takes at a time: few enough that they are still in the processor's cache when they are
-/// written.
-const CHUNK: u64 = 512 << 10;
+/// written, and so many that threads seldom wait for each other.
+const CHUNK: u64 = 1 << 20;
 /// Most threads.
 const THREADS_MAX: usize = 16;
 /// Zeros shorter than this are written.
@@ -22,7 +21,7 @@ pub struct CopyOptions<'a> {
     pub threads: usize,
     /// Write compressed clusters.
     pub compress: bool,
-    /// Threads need not wait for each other to keep the order of writes.
+    /// Threads need not begin their writes in the order of the disk.
     pub any_order: bool,
     /// The target reads as zeros everywhere.
     pub target_is_zero: bool,
@@ -43,22 +42,11 @@ struct Copy<'a> {
     /// The next chunk that nobody reads yet.
     next: AtomicU64,
     stop: AtomicBool,
-    line: Mutex<Line>,
-    /// The line has room again, or nobody writes while somebody may.
-    moved: Condvar,
-}
-
-/// Chunks that wait to be written in their order. Whoever comes with the one whose turn it is writes it, and after it
-/// all that are ready, so that the others go on reading meanwhile and no chunk wakes anybody by itself.
-#[derive(Default)]
-struct Line {
-    /// The chunk whose turn it is.
-    turn: u64,
-    /// Somebody writes it.
-    writing: bool,
-    ready: BTreeMap<u64, Chunk>,
-    spare: Vec<Chunk>,
-    waiting: usize,
+    /// The chunk whose write begins next.
+    turn: Mutex<u64>,
+    /// Where the threads that wait for their turns sleep, by the number of their chunk: chunks that are read at a time
+    /// follow each other, and each turn wakes nobody but whose it is.
+    waiting: [Condvar; THREADS_MAX],
 }
 
 /// Bytes that have been read.
@@ -91,8 +79,8 @@ pub fn copy(
         next: AtomicU64::new(0),
         range,
         stop: AtomicBool::new(false),
-        line: Mutex::default(),
-        moved: Condvar::new(),
+        turn: Mutex::new(0),
+        waiting: Default::default(),
     };
     let threads = options.threads.clamp(1, THREADS_MAX).min(chunks.max(1) as usize);
     let results: Vec<Result<()>> = std::thread::scope(|scope| {
@@ -109,28 +97,23 @@ pub fn copy(
 
 impl Copy<'_> {
     fn work(&self) -> Result<()> {
+        let mut work = Work { copy: self, whole: false };
         let done = self.chunks();
-        if done.is_err() {
-            self.stop.store(true, Ordering::Release);
-            // Under the lock, so that nobody misses it between looking and waiting.
-            drop(self.line.lock());
-            self.moved.notify_all();
-        }
+        work.whole = done.is_ok();
         done
     }
 
     fn chunks(&self) -> Result<()> {
-        let in_order = !self.options.any_order && !self.options.compress && self.options.threads > 1;
+        let in_turn = !self.options.any_order && !self.options.compress && self.options.threads > 1;
         let mut chunk = Chunk::default();
         while !self.stop.load(Ordering::Acquire) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(range) = self.range_of(number) else { break };
             self.read(range, &mut chunk)?;
-            if in_order {
-                self.queue(number, &mut chunk)?;
-            } else {
-                self.write_chunk(number, &chunk)?;
+            if in_turn && !self.take_turn(number) {
+                break;
             }
+            self.write_chunk(number, &chunk)?;
         }
         Ok(())
     }
@@ -141,44 +124,25 @@ impl Copy<'_> {
         (start < self.range.end).then(|| start..self.range.end.min(start + self.chunk))
     }
 
-    /// Writes a chunk and those behind it if it is its turn, or else leaves it to whoever writes; `chunk` is free then.
-    fn queue(&self, number: u64, chunk: &mut Chunk) -> Result<()> {
-        let mut line = self.line.lock();
-        while line.ready.len() >= self.options.threads
-            && (line.writing || line.turn != number)
-            && !self.stop.load(Ordering::Acquire)
-        {
-            line.waiting += 1;
-            self.moved.wait(&mut line);
-            line.waiting -= 1;
-        }
-        if line.writing || line.turn != number {
-            let free = line.spare.pop().unwrap_or_default();
-            line.ready.insert(number, std::mem::replace(chunk, free));
-            return Ok(());
-        }
-        line.writing = true;
-        let mut current = std::mem::take(chunk);
-        while !self.stop.load(Ordering::Acquire) {
-            let number = line.turn;
-            drop(line);
-            self.write_chunk(number, &current)?;
-            line = self.line.lock();
-            line.turn += 1;
-            let turn = line.turn;
-            let Some(next) = line.ready.remove(&turn) else { break };
-            line.spare.push(std::mem::replace(&mut current, next));
-            // Not for every chunk: who waits would write one and wait again.
-            if line.waiting > 0 && line.ready.len() <= self.options.threads / 2 {
-                self.moved.notify_all();
+    /// Waits until all chunks before this one have begun to be written. `false`: it must not be written any more.
+    ///
+    /// The next one may begin at once: an image takes its clusters when a write begins, so that they are in order, and
+    /// nobody hands a chunk over to another processor, which would have to fetch its bytes.
+    fn take_turn(&self, number: u64) -> bool {
+        let mut turn = self.turn.lock();
+        while *turn != number {
+            if self.stop.load(Ordering::Acquire) {
+                return false;
             }
+            self.place(number).wait(&mut turn);
         }
-        line.writing = false;
-        *chunk = current;
-        if line.waiting > 0 {
-            self.moved.notify_all();
-        }
-        Ok(())
+        *turn += 1;
+        self.place(number + 1).notify_one();
+        true
+    }
+
+    fn place(&self, number: u64) -> &Condvar {
+        &self.waiting[(number % THREADS_MAX as u64) as usize]
     }
 
     fn read(&self, range: Range<u64>, chunk: &mut Chunk) -> Result<()> {
@@ -254,6 +218,26 @@ impl Copy<'_> {
     }
 }
 
+/// A thread at work: unless it did all its chunks, nobody goes on, nor waits for its turn to pass.
+struct Work<'a> {
+    copy: &'a Copy<'a>,
+    whole: bool,
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        if self.whole {
+            return;
+        }
+        self.copy.stop.store(true, Ordering::Release);
+        // Under the lock, so that nobody misses it between looking and waiting.
+        drop(self.copy.turn.lock());
+        for place in &self.copy.waiting {
+            place.notify_all();
+        }
+    }
+}
+
 /// Whether all bytes are zero.
 pub fn is_zero(data: &[u8]) -> bool {
     // A block at a time, so that the compiler can use wide registers.
@@ -288,17 +272,29 @@ mod tests {
 
     const SIZE: u64 = 24 << 20;
 
-    /// A disk in memory that knows the order of its writes.
+    /// A disk in memory.
     struct Memory {
         bytes: Mutex<Vec<u8>>,
-        written: Mutex<Vec<u64>>,
         /// Reads and writes from here on fail.
         broken_from: u64,
+        /// Something has been written.
+        written: AtomicBool,
+        /// Called with the offset of every read.
+        on_read: Box<dyn Fn(u64) + Send + Sync>,
     }
 
     impl Memory {
         fn new(bytes: Vec<u8>, broken_from: u64) -> Arc<Self> {
-            Arc::new(Memory { bytes: Mutex::new(bytes), written: Mutex::default(), broken_from })
+            Memory::watched(bytes, broken_from, |_| ())
+        }
+
+        fn watched(
+            bytes: Vec<u8>,
+            broken_from: u64,
+            on_read: impl Fn(u64) + Send + Sync + 'static,
+        ) -> Arc<Self> {
+            let (bytes, on_read) = (Mutex::new(bytes), Box::new(on_read));
+            Arc::new(Memory { bytes, broken_from, written: AtomicBool::new(false), on_read })
         }
 
         fn check(&self, offset: u64) -> Result<usize> {
@@ -314,6 +310,7 @@ mod tests {
             Capabilities { read_only: false, discard: false, zero_alignment: 1, growable: false }
         }
         fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+            (self.on_read)(offset);
             let mut at = self.check(offset)?;
             for buffer in buffers {
                 let end = at + buffer.len();
@@ -324,7 +321,7 @@ mod tests {
         }
         fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
             let mut at = self.check(offset)?;
-            self.written.lock().push(offset);
+            self.written.store(true, Ordering::Release);
             for buffer in buffers {
                 self.bytes.lock()[at..at + buffer.len()].copy_from_slice(buffer);
                 at += buffer.len();
@@ -389,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_copied_and_in_order_unless_it_need_not_be() {
+    fn all_is_copied() {
         let content = content();
         for (threads, any_order) in [(1, false), (2, false), (8, false), (16, false), (8, true)] {
             let source = Memory::new(content.clone(), u64::MAX);
@@ -398,8 +395,6 @@ mod tests {
             result.unwrap();
             assert_eq!(done, SIZE);
             assert!(*target.bytes.lock() == content, "{threads} threads: other bytes");
-            let written = target.written.lock();
-            assert!(any_order || written.is_sorted(), "{threads} threads: {written:?}");
         }
     }
 
@@ -407,7 +402,7 @@ mod tests {
     fn an_error_of_either_side_ends_every_thread() {
         let content = content();
         for (source_end, target_end) in
-            [(9 << 20, u64::MAX), (u64::MAX, 5 << 20), (0, u64::MAX), (u64::MAX, 0)]
+            [(8 << 20, u64::MAX), (u64::MAX, 5 << 20), (0, u64::MAX), (u64::MAX, 0)]
         {
             let source = Memory::new(content.clone(), source_end);
             let target = Memory::new(vec![0xee; SIZE as usize], target_end);
@@ -416,5 +411,39 @@ mod tests {
             assert!(done <= source_end.min(target_end));
             assert!(target.bytes.lock()[..done as usize] == content[..done as usize]);
         }
+    }
+
+    #[test]
+    fn no_chunk_is_written_before_those_in_front_of_it() {
+        for threads in [1, 2, 8, 16] {
+            let target = Memory::new(vec![0xee; SIZE as usize], u64::MAX);
+            let (watched, others) = (target.clone(), AtomicU64::new(0));
+            // The first chunk is read until many others have been.
+            let source = Memory::watched(content(), u64::MAX, move |offset| {
+                if offset > 0 {
+                    others.fetch_add(1, Ordering::Release);
+                    return;
+                }
+                while others.load(Ordering::Acquire) < threads as u64 / 2 {
+                    std::thread::yield_now();
+                }
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                assert!(!watched.written.load(Ordering::Acquire), "{threads} threads");
+            });
+            copied(&source, &target, threads, false).0.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_thread_that_panics_leaves_nobody_waiting() {
+        let source = Memory::watched(content(), u64::MAX, |offset| {
+            assert!(offset != 0, "a panic that a test asked for");
+        });
+        let target = Memory::new(vec![0xee; SIZE as usize], u64::MAX);
+        // It may be this thread, which is one of those that copy.
+        let result =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| copied(&source, &target, 8, false).0));
+        assert!(!matches!(result, Ok(Ok(()))));
+        assert!(!target.written.load(Ordering::Acquire));
     }
 }
