@@ -156,8 +156,8 @@ pub(super) struct Section<'a> {
 
 impl Section<'_> {
     fn place(&self, offset: u64, len: u64) -> Result<u64> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(self.start + offset),
+        match (offset.checked_add(len), self.start.checked_add(offset)) {
+            (Some(end), Some(place)) if end <= self.len => Ok(place),
             _ => Err(ErrorKind::UnexpectedEof.into()),
         }
     }

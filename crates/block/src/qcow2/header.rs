@@ -293,7 +293,12 @@ impl Header {
             extension::DATA_FILE => self.data_file = text("external data file name")?,
             extension::FEATURE_NAMES => self.feature_names = data.to_vec(),
             extension::ENCRYPTION if data.len() == 16 => {
-                self.encryption = Some((fields.u64(0), fields.u64(8)))
+                let (start, len) = (fields.u64(0), fields.u64(8));
+                if start.checked_add(len).is_none() {
+                    let problem = format!("is {len:#x} bytes at {start:#x}, beyond the end of any file");
+                    return Err(wrong("encryption header", problem));
+                }
+                self.encryption = Some((start, len));
             }
             extension::ENCRYPTION => {
                 return Err(wrong(

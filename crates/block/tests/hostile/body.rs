@@ -118,6 +118,25 @@ pub fn impossible_snapshot() {
     assert!(block::with_causes(&error).contains("disk size of a snapshot"), "{error}");
 }
 
+/// An encrypted image whose key slots are behind all files.
+#[cfg(test)]
+pub fn impossible_encryption_header() {
+    let encrypted = seeds("qcow2").iter().find(|seed| seed.bytes[35] == 2).unwrap();
+    // The type of the extension that says where they are.
+    let kind = 0x0537_be77_u32.to_be_bytes();
+    let at = encrypted.bytes.windows(4).position(|bytes| bytes == kind).unwrap();
+    for start in [u64::MAX, u64::MAX << 14] {
+        let mut bytes = encrypted.bytes.to_vec();
+        bytes[at + 8..at + 16].copy_from_slice(&start.to_be_bytes());
+        bytes[at + 16..at + 24].copy_from_slice(&(1_u64 << 30).to_be_bytes());
+        let file = Memory::new(bytes, true);
+        // With the passphrase.
+        let opened = exercise::open("qcow2", &file, Use::Read, Around::from_bits(0b110));
+        let error = opened.err().map(|error| block::with_causes(&error)).unwrap_or_default();
+        assert!(error.contains("encryption header"), "{start:#x}: {error}");
+    }
+}
+
 /// Opens all seeds of a format unchanged. Those that name other files are opened without them, or refused.
 #[cfg(test)]
 pub fn seeds_open(format: &str) {
