@@ -27,8 +27,10 @@ pub(super) fn check<L: Layout>(image: &Mapped<L>, repair: Repair) -> ImageResult
     let report = CheckReport { total_clusters: image.blocks(), ..CheckReport::default() };
     let metadata = image.layout.metadata_ranges();
     let mut check = Check { image, repair: repair == Repair::All, report, end: 0, last: None, metadata };
-    for block in 0..image.blocks() {
+    let mut next = 0;
+    while let Some(block) = image.next_entry(next).map_err(&failed)? {
         check.entry(block).map_err(&failed)?;
+        next = block + 1;
     }
     check.overlaps().map_err(&failed)?;
     let Check { mut report, end, .. } = check;
@@ -109,7 +111,9 @@ impl<L: Layout> Check<'_, L> {
         while from < self.end {
             let to = from.saturating_add(window);
             let mut starts: Vec<(u64, u64)> = Vec::new();
-            for block in 0..image.blocks() {
+            let mut next = 0;
+            while let Some(block) = image.next_entry(next)? {
+                next = block + 1;
                 let Ok(place) = image.place(block) else { continue };
                 if let Some(range) = self.space(place).filter(|range| range.start >= from && range.start < to)
                 {

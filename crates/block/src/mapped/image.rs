@@ -106,6 +106,18 @@ impl<L: Layout> Mapped<L> {
         self.layout.place(&*self.file, &self.pages, block)
     }
 
+    /// The first block from this one on that has an entry.
+    pub(super) fn next_entry(&self, block: u64) -> Result<Option<u64>> {
+        let mut block = block;
+        while block < self.blocks() {
+            match self.layout.without_table(&*self.file, &self.pages, block)? {
+                0 => return Ok(Some(block)),
+                blocks => block = block.saturating_add(blocks),
+            }
+        }
+        Ok(None)
+    }
+
     pub(super) fn set(&self, block: u64, place: Place) -> Result<()> {
         self.layout.set(&*self.file, &self.pages, block, place)
     }
@@ -196,7 +208,9 @@ impl<L: Layout> DiskImage for Mapped<L> {
         let _alone = self.structure.write();
         let emptied = || -> Result<()> {
             self.begin_writing()?;
-            for block in 0..self.blocks() {
+            let mut next = 0;
+            while let Some(block) = self.next_entry(next)? {
+                next = block + 1;
                 let (head, size) = (self.layout.block_head(), self.layout.block_size());
                 match self.place(block)? {
                     Place::Absent => continue,

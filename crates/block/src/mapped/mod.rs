@@ -73,6 +73,11 @@ pub(crate) trait Layout: Send + Sync + 'static {
     }
     /// What the table says of a block. Errors name the entry's place in the file.
     fn place(&self, file: &dyn BlockBackend, pages: &Pages, block: u64) -> Result<Place>;
+    /// How many blocks from this one on are [`Place::Absent`] because no table is there for their entries; 0: this one
+    /// has an entry.
+    fn without_table(&self, _file: &dyn BlockBackend, _pages: &Pages, _block: u64) -> Result<u64> {
+        Ok(0)
+    }
     /// Changes a block's entry, in memory.
     fn set(&self, file: &dyn BlockBackend, pages: &Pages, block: u64, place: Place) -> Result<()>;
     /// Takes space for a block; it reads as zeros. [`Place::Partial`] where the block may come in by sectors.

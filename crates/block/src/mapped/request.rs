@@ -30,13 +30,17 @@ impl<L: Layout> Mapped<L> {
         self.check_range(offset, len)
     }
 
-    /// The source of the byte at `at`, and how many bytes of the block, at most `max`, go on like it.
+    /// The source of the byte at `at`, and how many bytes, at most `max`, go on like it: of the block, or of all that have
+    /// no table.
     fn locate(&self, at: u64, max: u64) -> Result<(Source, u64)> {
         let size = self.layout.block_size();
         let (block, within) = (at / size, at % size);
         let len = max.min(size - within);
         Ok(match self.place(block)? {
-            Place::Absent => (Source::Backing, len),
+            Place::Absent => {
+                let blocks = self.layout.without_table(&*self.file, &self.pages, block)?.max(1);
+                (Source::Backing, max.min(blocks.saturating_mul(size) - within))
+            }
             Place::Zero => (Source::Zero, len),
             Place::Data(data) => (Source::Data(data + within), len),
             Place::Compressed(offset) => (Source::Compressed(offset), len),

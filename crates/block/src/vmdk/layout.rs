@@ -150,6 +150,12 @@ impl Layout for SparseLayout {
         Ok(if self.compressed { Place::Compressed(start) } else { Place::Data(start) })
     }
 
+    fn without_table(&self, file: &dyn BlockBackend, pages: &Pages, block: u64) -> Result<u64> {
+        let (table, within) = (block / self.table_len, block % self.table_len);
+        let sector = u32::from_le_bytes(pages.read(file, self.directories().0 * 512 + 4 * table)?);
+        Ok(if sector == 0 { self.table_len - within } else { 0 })
+    }
+
     fn set(&self, file: &dyn BlockBackend, pages: &Pages, block: u64, place: Place) -> Result<()> {
         let sector = match place {
             Place::Data(at) | Place::Compressed(at) => sector_number(at)?,
