@@ -2,31 +2,21 @@
 
 #[path = "hostile/body.rs"]
 mod body;
+#[path = "hostile/noise.rs"]
+mod noise;
+
+use noise::Noise;
 
 fn noise(format: &str, seed: u64) {
-    let rounds =
-        std::env::var("VIREO_HOSTILE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3000);
-    let mut state = 88_172_645_463_325_252 ^ seed;
-    for _ in 0..rounds {
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
-        let mut program = vec![next() as u8, next() as u8];
-        for _ in 0..1 + next() % 4 {
+    let mut noise = Noise::new(seed);
+    for _ in 0..noise::rounds(3000) {
+        let mut program = vec![noise.next() as u8, noise.next() as u8];
+        for _ in 0..1 + noise.next() % 4 {
             // A table more often than any place.
-            program.push(if next() % 4 == 0 { next() as u8 } else { (next() % 8) as u8 });
-            program.extend_from_slice(&(next() as u16).to_le_bytes());
-            program.push(next() as u8);
-            // Small numbers and single bits are more telling than noise.
-            let value = match next() % 3 {
-                0 => next() % 512,
-                1 => 1 << (next() % 64),
-                _ => next(),
-            };
-            program.extend_from_slice(&value.to_le_bytes());
+            program.push(if noise.next() % 4 == 0 { noise.next() as u8 } else { (noise.next() % 8) as u8 });
+            program.extend_from_slice(&(noise.next() as u16).to_le_bytes());
+            program.push(noise.next() as u8);
+            program.extend_from_slice(&noise.value(512).to_le_bytes());
         }
         body::run(format, &program);
     }
@@ -48,6 +38,12 @@ fn empty_disk_with_an_impossible_directory() {
 #[test]
 fn snapshots_of_impossible_sizes() {
     body::impossible_snapshot();
+}
+
+/// The place of the key slots is added to, as are places inside them.
+#[test]
+fn key_slots_of_qcow2_at_impossible_places() {
+    body::impossible_encryption_header();
 }
 
 /// The seeds are valid: nothing below would be tried with others.

@@ -104,24 +104,9 @@ impl Direct {
         Ok(left)
     }
 
-    /// A read that fits, up to the end of the file; returns what was not filled.
-    fn read_fitting<'b>(
-        &self,
-        offset: u64,
-        mut buffers: &'b mut [IoSliceMut<'_>],
-    ) -> Result<Vec<&'b mut [u8]>> {
-        let mut at = offset;
-        IoSliceMut::advance_slices(&mut buffers, 0);
-        while !buffers.is_empty() {
-            let done = super::read_some(&self.file, at, buffers)?;
-            at += done;
-            IoSliceMut::advance_slices(&mut buffers, done as usize);
-            // Only the end of the file is no multiple.
-            if done == 0 || !done.is_multiple_of(self.block) {
-                break;
-            }
-        }
-        Ok(buffers.iter_mut().map(|buffer| &mut **buffer).collect())
+    /// A read that fits, up to the end of the file, which alone need not be a multiple; returns what was not filled.
+    fn read_fitting<'b>(&self, offset: u64, buffers: &'b mut [IoSliceMut<'_>]) -> Result<Vec<&'b mut [u8]>> {
+        super::read_up_to(&self.file, offset, buffers, self.block)
     }
 
     /// Writes all buffers. `cached` is the same file with the page cache, `size` how long it is.

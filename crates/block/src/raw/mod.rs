@@ -275,7 +275,7 @@ impl BlockBackend for RawFile {
         self.check(offset, len(buffers))?;
         let left = match &self.direct {
             Some(direct) => direct.read(offset, buffers)?,
-            None => read_up_to(&self.file, offset, buffers)?,
+            None => read_up_to(&self.file, offset, buffers, 1)?,
         };
         if left.is_empty() {
             return Ok(());
@@ -414,21 +414,22 @@ impl RawFile {
     }
 }
 
-/// Reads until the buffers are full or the file ends; returns what was not filled.
+/// Reads until the buffers are full or the file ends; returns what was not filled. A system call reads a multiple of
+/// `unit` bytes, unless the file ends.
 fn read_up_to<'b>(
     file: &File,
     offset: u64,
     mut buffers: &'b mut [IoSliceMut<'_>],
+    unit: u64,
 ) -> Result<Vec<&'b mut [u8]>> {
     let mut at = offset;
     IoSliceMut::advance_slices(&mut buffers, 0);
     while !buffers.is_empty() {
-        match read_some(file, at, buffers)? {
-            0 => break,
-            done => {
-                at += done;
-                IoSliceMut::advance_slices(&mut buffers, done as usize);
-            }
+        let done = read_some(file, at, buffers)?;
+        at += done;
+        IoSliceMut::advance_slices(&mut buffers, done as usize);
+        if done == 0 || !done.is_multiple_of(unit) {
+            break;
         }
     }
     Ok(buffers.iter_mut().map(|buffer| &mut **buffer).collect())
