@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../crates/block/tests/pools/hostile/body.rs"]
-mod body;
+#[path = "../../crates/block/tests/hostile/pool.rs"]
+mod pool;
 
-fuzz_target!(|program: &[u8]| body::run(program));
+fuzz_target!(|program: &[u8]| pool::run(program));

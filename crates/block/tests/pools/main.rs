@@ -1,10 +1,9 @@
-//! Pools: random histories against a plain copy of the content, power losses, members that fail and return, and
-//! forged metadata. `VIREO_POOL_CASES=10000 cargo nextest run -p block --test pools` tries more than the usual few,
-//! `VIREO_POOL_SEED=7` begins with another one.
+//! Pools: random histories against a plain copy of the content, power losses, members that fail and return.
+//! `VIREO_POOL_CASES=10000 cargo nextest run -p block --test pools` tries more than the usual few, `VIREO_POOL_SEED=7`
+//! begins with another one. Forged metadata: `hostile_pool.rs` beside this folder.
 
 mod files;
 mod history;
-mod hostile;
 mod members;
 #[path = "../power_loss/model.rs"]
 mod model;

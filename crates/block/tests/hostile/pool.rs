@@ -1,27 +1,33 @@
 //! One execution: a small pool, some bytes of its metadata changed, checksums made right again.
 
-#[path = "../../hostile/memory.rs"]
+#[path = "allocations.rs"]
+mod allocations;
+#[path = "checksums.rs"]
+mod checksums;
+#[path = "memory.rs"]
 mod memory;
 
 use block::BlockBackend;
 use block::pool::{CHUNK_MIN, Layout, OpenPool, Pool, Provisioning};
+use checksums::crc32c;
 use memory::Memory;
+use std::io::Result;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 const CHUNK: usize = CHUNK_MIN as usize;
 const HEAD: usize = 16;
 
-fn open(members: &[Vec<u8>], options: OpenPool) -> Option<Arc<Pool>> {
-    let offered = members.iter().enumerate().map(|(number, bytes)| {
-        let file: Arc<dyn BlockBackend> = Memory::new(bytes.clone(), false);
+fn open(members: &[Arc<Memory>], options: OpenPool) -> Option<Arc<Pool>> {
+    let offered = members.iter().enumerate().map(|(number, file)| {
+        let file: Arc<dyn BlockBackend> = file.clone();
         (PathBuf::from(format!("m{number}")), Ok(file))
     });
     Pool::open(offered.collect(), options).ok()
 }
 
 /// Two members with something of everything, checkpoint and log.
-static MEMBERS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+static MEMBERS: LazyLock<Vec<Arc<Vec<u8>>>> = LazyLock::new(|| {
     let members: Vec<(PathBuf, Arc<Memory>)> = (0..2)
         .map(|number| (PathBuf::from(format!("m{number}")), Memory::new(vec![0; 40 * CHUNK], false)))
         .collect();
@@ -55,7 +61,7 @@ static MEMBERS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let content = |file: &Memory| {
         let mut bytes = vec![0; file.size() as usize];
         file.read_bytes(0, &mut bytes).unwrap();
-        bytes
+        Arc::new(bytes)
     };
     members.iter().map(|(_, file)| content(file)).collect()
 });
@@ -70,49 +76,58 @@ static BOXES: LazyLock<Vec<(usize, usize)>> = LazyLock::new(|| {
     boxes
 });
 
-/// CRC-32C, a bit at a time.
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (0x82F6_3B78 & (crc & 1).wrapping_neg()))
-    })
+/// Makes a box's checksum right, so that its content is looked at.
+fn seal(file: &Memory, at: u64) -> Result<()> {
+    let mut head = [0; HEAD];
+    file.read_bytes(at, &mut head)?;
+    let len = length(&head);
+    if at + HEAD as u64 + u64::from(len) > file.size() {
+        return Ok(());
+    }
+    let mut content = vec![0; len as usize];
+    file.read_bytes(at + HEAD as u64, &mut content)?;
+    let sum = crc32c(&head[..12]).rotate_left(1) ^ crc32c(&content);
+    file.write_bytes(at + 12, &sum.to_le_bytes())
 }
 
-/// Makes a box's checksum right, so that its content is looked at.
-fn seal(bytes: &mut [u8]) {
-    let Some(len) = bytes.get(8..12).and_then(|len| len.try_into().ok()).map(u32::from_le_bytes) else {
-        return;
-    };
-    let Some(content) = bytes.get(HEAD..HEAD.saturating_add(len as usize)) else { return };
-    let sum = crc32c(&bytes[..12]).rotate_left(1) ^ crc32c(content);
-    bytes[12..HEAD].copy_from_slice(&sum.to_le_bytes());
+/// Bytes in a box, as it says.
+fn length(head: &[u8; HEAD]) -> u32 {
+    u32::from_le_bytes([head[8], head[9], head[10], head[11]])
+}
+
+/// Changes a box; beyond the end of the member nothing.
+fn patch(file: &Memory, at: u64, patch: &[u8; 6]) -> Result<()> {
+    let mut head = [0; HEAD];
+    file.read_bytes(at, &mut head)?;
+    let len = u64::from(length(&head).clamp(1, 1 << 12));
+    let place = u64::from(u16::from_le_bytes([patch[1], patch[2]])) % (len + 4);
+    // The length, or something in the content.
+    let place = at + if place < 4 { 8 + place } else { HEAD as u64 + place - 4 };
+    file.write_bytes(place, &patch[3..4])?;
+    if patch[4] & 1 != 0 {
+        file.write_bytes(place + 1, &patch[5..])?;
+    }
+    if patch[4] & 0xf0 != 0 { seal(file, at) } else { Ok(()) }
 }
 
 /// The first byte says how the pool is opened; each six of the rest change a box.
 pub fn run(program: &[u8]) {
     let Some((how, patches)) = program.split_first() else { return };
-    let mut members = MEMBERS.clone();
-    for patch in patches.as_chunks::<6>().0.iter().take(16) {
-        let Some((member, at)) = BOXES.get(usize::from(patch[0]) % BOXES.len().max(1)).copied() else {
-            return;
-        };
-        let bytes = &mut members[member][at..];
-        let len = bytes[8..12].try_into().map(u32::from_le_bytes).unwrap_or(0).clamp(1, 1 << 12) as usize;
-        let place = usize::from(u16::from_le_bytes([patch[1], patch[2]])) % (len + 4);
-        // The length, or something in the content.
-        let place = if place < 4 { 8 + place } else { HEAD + place - 4 };
-        bytes[place] = patch[3];
-        if patch[4] & 1 != 0 {
-            bytes[place + 1] = patch[5];
+    let boxes = &*BOXES;
+    allocations::begin();
+    let forged = || -> Vec<Arc<Memory>> {
+        let mut members: Vec<_> = MEMBERS.iter().map(|bytes| Memory::new(bytes.clone(), false)).collect();
+        for change in patches.as_chunks::<6>().0.iter().take(16) {
+            let (member, at) = boxes[usize::from(change[0]) % boxes.len()];
+            let _ = patch(&members[member], at as u64, change);
         }
-        if patch[4] & 0xf0 != 0 {
-            seal(bytes);
+        if how & 1 != 0 {
+            members.truncate(1);
         }
-    }
-    if how & 1 != 0 {
-        members.truncate(1);
-    }
+        members
+    };
     for read_only in [true, false] {
-        if let Some(pool) = open(&members, OpenPool { read_only, degraded: how & 2 == 0 }) {
+        if let Some(pool) = open(&forged(), OpenPool { read_only, degraded: how & 2 == 0 }) {
             exercise(&pool);
         }
     }
