@@ -22,9 +22,10 @@ pub struct ConvertArgs {
     /// Show progress on a terminal
     #[arg(short, long)]
     progress: bool,
-    /// Threads that read and write, 1 to 16
-    #[arg(short = 'm', value_name = "THREADS", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=16))]
-    threads: u8,
+    /// Threads that read and write, 1 to 16; without, 8 where an image is on the network or past the page
+    /// cache, else one more than there are processors, at most 8
+    #[arg(short = 'm', value_name = "THREADS", value_parser = clap::value_parser!(u8).range(1..=16))]
+    threads: Option<u8>,
     /// Write in any order: faster, and the target is more scattered
     #[arg(short = 'W')]
     any_order: bool,
@@ -77,7 +78,7 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
         copied.context("copying what differs from the backing file")?;
     } else {
         let options = CopyOptions {
-            threads: arguments.threads.into(),
+            threads: threads(arguments)?,
             compress: arguments.compress,
             any_order: arguments.any_order,
             // What was never written in a container is decrypted to noise.
@@ -102,6 +103,21 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
     });
     arguments.output.report(true, &facts, "")?;
     Ok(0)
+}
+
+/// Few threads keep their bytes in the processors' caches; many have more requests under way where those take long.
+fn threads(arguments: &ConvertArgs) -> Result<usize> {
+    const MANY: usize = 8;
+    let mut slow = arguments.source_cache.bypasses_host() || arguments.target_cache.bypasses_host();
+    for path in [&arguments.source, &arguments.target] {
+        slow |= http_disk::is_address(path) || super::location(path)?.is_some();
+    }
+    let processors = std::thread::available_parallelism().map_or(MANY, usize::from);
+    Ok(match arguments.threads {
+        Some(threads) => threads.into(),
+        None if slow => MANY,
+        None => (processors + 1).min(MANY),
+    })
 }
 
 fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<dyn DiskImage>> {
