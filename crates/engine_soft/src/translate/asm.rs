@@ -354,6 +354,10 @@ impl Asm {
         }
     }
 
+    pub fn add_imm(&mut self, reg: u8, value: i32) {
+        self.group1(0, reg, value, true);
+    }
+
     pub fn cmp_imm(&mut self, reg: u8, value: i32) {
         self.group1(7, reg, value, true);
     }
@@ -413,6 +417,27 @@ impl Asm {
     pub fn xchg(&mut self, a: u8, b: u8) {
         self.rex(true, a, 0, b);
         self.raw(&[0x87, 0xc0 | (a & 7) << 3 | b & 7]);
+    }
+
+    /// `xchg reg, gs:[offset]`: keeps flags, needs no other register, and takes as long as a locked instruction.
+    pub fn xchg_gs(&mut self, reg: u8, offset: usize) {
+        self.bytes.push(0x65);
+        self.rex(true, reg, 0, 0);
+        self.bytes.push(0x87);
+        self.gs_modrm(reg, offset);
+    }
+
+    /// `neg reg`.
+    pub fn neg(&mut self, reg: u8) {
+        self.rex(true, 0, 0, reg);
+        self.raw(&[0xf7, 0xd8 | reg & 7]);
+    }
+
+    /// `imul reg, reg, value`.
+    pub fn imul_imm(&mut self, reg: u8, value: i32) {
+        self.rex(true, reg, 0, reg);
+        self.raw(&[0x69, 0xc0 | (reg & 7) << 3 | reg & 7]);
+        self.imm32(value as u32);
     }
 
     pub fn mov_imm32(&mut self, reg: u8, value: u32) {

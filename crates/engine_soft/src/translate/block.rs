@@ -8,9 +8,10 @@ use super::asm::{Alu, Asm, Label, Reference, Refers, S1, S2, cc};
 use super::dead::Remake;
 use super::flags::{FlagHome, FlagUse, flag_use, undefined_flags};
 use super::kind::CodeKind;
+use super::loops::{Closing, Swap};
 use super::memory::{GuestAddress, Policy};
 use super::share::{PLAIN, Plan, Share};
-use super::shared::{EVENT_MASK, EVENTS, LAST_CODE_PAGE, RIP_PAGE};
+use super::shared::{LAST_CODE_PAGE, RIP_PAGE};
 use super::thunks::{Exit, Thunks};
 use super::transfer::Target;
 use super::unit::{Entries, Link, Next, PAGE, Site};
@@ -150,6 +151,10 @@ pub(super) struct Builder<'a> {
     pub call: Option<Target>,
     /// An instruction could not be encoded with host registers: there will be no block.
     pub failed: bool,
+    /// The end of a block that goes back to its start.
+    pub closing: Option<Closing>,
+    /// Guest registers that have changed places.
+    pub swaps: Vec<Swap>,
     /// Bytes of the page on which the translation depends.
     depends: Option<Range<u16>>,
 }
@@ -197,6 +202,8 @@ impl<'a> Builder<'a> {
             site: None,
             call: None,
             failed: false,
+            closing: None,
+            swaps: Vec::new(),
             depends: None,
         }
     }
@@ -212,6 +219,9 @@ impl<'a> Builder<'a> {
             end.iter().for_each(|i| self.depend_on(i));
         }
         self.plan(plain);
+        if !plain {
+            self.find_loop(start);
+        }
         let wish = self.wish();
         let first = self.instructions.first()?;
         debug_assert_eq!(first.ip() as u16, start, "a block starts with its first instruction");
@@ -258,6 +268,7 @@ impl<'a> Builder<'a> {
             self.asm.jmp(saved);
         }
         self.emit_cold();
+        self.emit_loop(start, saved);
         if self.failed {
             self.context.sites.truncate(sites);
             self.context.links.truncate(links);
@@ -311,6 +322,7 @@ impl<'a> Builder<'a> {
             let mut ends = instruction.is_invalid();
             ends |= !matches!(instruction.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
             super::kind::normalise(kind, &mut instruction);
+            ends |= self.closes(start, &instruction);
             instructions.push(instruction);
             if ends {
                 break;
@@ -355,11 +367,8 @@ impl<'a> Builder<'a> {
             self.asm.jcc(cc::G, beyond);
             self.cold.push(Cold::Leave { from: beyond, start, exit: Exit::Interpret });
         }
+        self.look_at_events(leave);
         let a = &mut self.asm;
-        a.load_gs(S1, EVENTS);
-        a.load32(S1, S1, 0);
-        a.test_gs32(EVENT_MASK, S1);
-        a.jcc(cc::NE, leave);
         a.mov_imm64(S1, cell);
         a.refer(8, Refers::Cell);
         a.cmp_dword(S1, generation);
@@ -369,11 +378,16 @@ impl<'a> Builder<'a> {
         outer
     }
 
-    /// Translates one instruction.
-    fn instruction(&mut self, i: &Instruction) -> After {
+    /// Makes an instruction the current one.
+    pub fn begin(&mut self, i: &Instruction) {
         self.offset = i.ip() as u16;
         self.next = i.next_ip() as i64;
         (self.slow, self.site, self.call, self.slow_remake) = (None, None, None, None);
+    }
+
+    /// Translates one instruction.
+    pub fn instruction(&mut self, i: &Instruction) -> After {
+        self.begin(i);
         if i.flow_control() != FlowControl::Next {
             self.tell_x87();
         }
@@ -413,7 +427,7 @@ impl<'a> Builder<'a> {
         self.save_flags();
         let site = self.site();
         self.asm.mov_number(S2, site as u32, Refers::Site);
-        self.asm.call_to(self.context.thunks.call_site);
+        self.call_out(self.context.thunks.call_site);
         self.clobbered();
         After::Next
     }
@@ -466,7 +480,7 @@ impl<'a> Builder<'a> {
         std::array::from_fn(|at| info.op_access(at as u32))
     }
 
-    fn emit_cold(&mut self) {
+    pub fn emit_cold(&mut self) {
         // More may be added on the way.
         while let Some(cold) = self.cold.pop() {
             match cold {
@@ -481,12 +495,12 @@ impl<'a> Builder<'a> {
                     if let Some(remake) = remake {
                         self.emit_remake(&remake);
                     }
-                    self.asm.mov_number(S2, site as u32, Refers::Site);
-                    self.asm.call_to(self.context.thunks.call_site);
-                    for site in more {
+                    self.swap_aside();
+                    for site in std::iter::once(site).chain(more) {
                         self.asm.mov_number(S2, site as u32, Refers::Site);
                         self.asm.call_to(self.context.thunks.call_site);
                     }
+                    self.swap_aside();
                     self.back_to(back, flags);
                 }
                 Cold::Note { from, site, back, flags, tracker, call, x87, remake } => {
@@ -504,7 +518,7 @@ impl<'a> Builder<'a> {
                         self.asm.store_gs(super::shared::SPARE, S1);
                     }
                     self.asm.mov_number(S1, site as u32, Refers::Site);
-                    self.asm.call_to(self.context.thunks.call_note);
+                    self.call_out(self.context.thunks.call_note);
                     self.back_to(back, flags);
                 }
                 Cold::Share { from, retry, start, share, x87, remake } => {
@@ -521,26 +535,38 @@ impl<'a> Builder<'a> {
                     self.tell_on_side_way(x87);
                     self.asm.mov_number(S2, site as u32, Refers::Site);
                     self.asm.mov_imm32(S1, u32::from(level));
-                    self.asm.call_to(self.context.thunks.call_vector);
+                    self.call_out(self.context.thunks.call_vector);
                     self.asm.jmp(back);
                 }
                 Cold::Back { from, to, flags, remake } => {
                     self.asm.bind(from);
+                    self.swap();
                     self.flags = flags;
                     self.jump_back(to, remake);
                 }
                 Cold::Link { from, at, target, flags } => {
                     self.asm.bind(from);
+                    let at = if self.swaps.is_empty() { at } else { self.jump_exchanged() };
                     self.leave_by_link(at, target, flags);
                 }
                 Cold::Far { from, to, flags } => {
                     self.asm.bind(from);
+                    self.swap();
                     self.flags = flags;
                     self.jump_out(to);
                 }
                 Cold::Miss { from, reload, bad, undo } => self.emit_miss(from, reload, bad, undo),
             }
         }
+    }
+
+    /// Puts registers back before a link; gives its displacement's address.
+    fn jump_exchanged(&mut self) -> u64 {
+        self.swap();
+        let next = self.asm.label();
+        let at = self.asm.jmp(next);
+        self.asm.bind(next);
+        at
     }
 
     fn tell_on_side_way(&mut self, x87: Option<u16>) {

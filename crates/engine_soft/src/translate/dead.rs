@@ -78,16 +78,20 @@ fn remake_of(i: &Instruction) -> Option<(Remake, [Register; 2])> {
 
 impl Builder<'_> {
     /// Whether an instruction may call the interpreter or report a store.
-    fn may_call(&self, at: usize) -> bool {
+    pub fn may_call(&self, at: usize) -> bool {
         self.instructions.get(at).is_some_and(has_access) && !self.shares.is_covered(at, self.index)
     }
 
-    /// Whether an instruction is certainly copied, and is no vector instruction.
+    /// Whether an instruction is certainly copied, and nothing is called before it.
     fn is_surely_copied(&mut self, i: &Instruction) -> bool {
         if i.is_stack_instruction() {
             return matches!(i.code(), Code::Push_r64 | Code::Pop_r64 | Code::Push_r32 | Code::Pop_r32);
         }
-        let form = super::copy::is_known(self.context.system, i)
+        let system = self.context.system;
+        let vector = super::vector::is_known(system, i)
+            && !super::vector::is_control(i)
+            && super::vector::level(i) <= self.vector;
+        let form = (vector || super::copy::is_known(system, i))
             && !matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
             && (i.mnemonic() != Mnemonic::Lea || i.op0_register().size() >= 4);
         let memory = (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Memory);
@@ -124,7 +128,8 @@ impl Builder<'_> {
     /// How a jump back in the page can make the flags again if it has to be left there; `None` also if the flags
     /// matter at its target.
     pub fn remake_for_jump(&mut self, target: u16) -> Option<Remake> {
-        if self.flags != FlagHome::Live || !self.context.kind.is_flat() || !self.are_dead_at(target) {
+        let here = self.swaps.is_empty() && self.context.kind.is_flat();
+        if self.flags != FlagHome::Live || !here || !self.are_dead_at(target) {
             return None;
         }
         let made = self.made?;
@@ -157,23 +162,38 @@ impl Builder<'_> {
     pub fn find_remake(&mut self) -> Option<Remake> {
         let made = self.made?;
         let (remake, inputs) = remake_of(self.instructions.get(made)?)?;
-        let mut changed = (made + 1..self.index).any(|at| self.writes_any(at, inputs));
+        let changed = (made + 1..self.index).any(|at| self.writes_any(at, inputs));
+        self.are_only_seen_aside(inputs, changed).then_some(remake)
+    }
+
+    /// How the flags of instruction `made` of a loop's body can be made again at its end, and in the next iteration as
+    /// long as somebody could see them. The current instruction is the body's first.
+    pub fn remake_for_loop(&mut self, made: Option<usize>) -> Option<Remake> {
+        let made = made?;
+        let (remake, inputs) = remake_of(self.instructions.get(made)?)?;
+        let changed = (made + 1..self.instructions.len()).any(|at| self.writes_any(at, inputs));
+        (!changed && self.are_only_seen_aside(inputs, false)).then_some(remake)
+    }
+
+    /// Whether only side ways see flags from the current instruction on, as long as the registers that they were made from
+    /// are not `changed`, until all of them are replaced.
+    fn are_only_seen_aside(&mut self, inputs: [Register; 2], mut changed: bool) -> bool {
         for at in self.index..self.instructions.len().min(self.index + HORIZON) {
             let i = self.instructions[at];
             if i.rflags_read() != 0 || !self.is_surely_copied(&i) || self.may_call(at) && changed {
-                return None;
+                return false;
             }
             match flag_use(&i) {
-                FlagUse::Replaces => return Some(remake),
+                FlagUse::Replaces => return true,
                 FlagUse::None => {}
-                FlagUse::Reads | FlagUse::Changes => return None,
+                FlagUse::Reads | FlagUse::Changes => return false,
             }
             changed |= self.writes_any(at, inputs);
             if self.may_call(at) && changed {
-                return None;
+                return false;
             }
         }
-        None
+        false
     }
 
     /// Whether an instruction of the block writes one of two registers.

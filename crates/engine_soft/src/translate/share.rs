@@ -21,19 +21,20 @@
 //! An access is at `key + place`, where the key is the sum of what base and index were when they were last changed in
 //! another way than by a constant. All of a group lie in `low..high` of one key, and the check compares that whole
 //! range against one page, as [`super::memory`] says. What a guest register holds is only followed through the few
-//! instructions of [`Values::follow`]; every other one that writes it makes a new key. Whatever may change
+//! instructions of [`Values::follow`](super::values::Values::follow); every other one that writes it makes a new key. Whatever may change
 //! translations is interpreted, and ends all groups.
 
-use super::asm::{Alu, Refers, S1, S2, cc};
+use super::asm::{Alu, Label, Refers, S1, S2, cc};
 use super::block::{Builder, Cold, LONGEST_BLOCK};
 use super::kind::CodeKind;
 use super::memory::{GuestAddress, HostOperand, Want, Width};
 use super::operand;
 use super::shared::{SHARE_ADDEND, SHARE_TRACKER, SHARES};
+use super::values::{Key, PAGE_START, Values};
 use crate::cpu::gpr;
 use crate::mmu::{OFFSET, TlbEntry};
 use crate::system::SystemState;
-use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use serde::{Deserialize, Serialize};
 use std::mem::offset_of;
 
@@ -42,6 +43,9 @@ pub(super) const PLAIN: u16 = 1 << 15;
 
 /// Longest range of a group, in bytes: the longer, the more often it lies in two pages.
 const LONGEST_RANGE: i64 = 512;
+
+/// Longest change of an address in each iteration of a loop for that a check before it pays.
+const LONGEST_STRIDE: u64 = 256;
 
 /// Number of RSP.
 const RSP: u8 = gpr::RSP / 8;
@@ -68,27 +72,6 @@ pub(super) struct Share {
     pub first_stores: bool,
 }
 
-/// What a register holds: what something held at its last unknown change, and a constant.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Value {
-    origin: u32,
-    plus: i64,
-}
-
-/// No register.
-const NOTHING: Value = Value { origin: u32::MAX, plus: 0 };
-/// The linear address of the page.
-const PAGE_START: Value = Value { origin: u32::MAX - 1, plus: 0 };
-
-/// What the addresses of a group have in common.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Key {
-    base: u32,
-    index: u32,
-    scale: u8,
-    segment: Option<u8>,
-}
-
 struct Group {
     key: Key,
     low: i64,
@@ -104,8 +87,10 @@ struct Group {
     open: bool,
     /// Where the check leaves what it found.
     slot: usize,
-    /// The check has been emitted.
+    /// The check has been emitted, or comes before the iterations of a loop.
     checked: bool,
+    /// By how much the addresses change in each iteration of a loop, if the check comes before.
+    stride: Option<i64>,
 }
 
 impl Group {
@@ -116,6 +101,7 @@ impl Group {
             || self.key != key
             || high - low > LONGEST_RANGE
             || access.store && !self.store && self.branched
+            || self.stride.is_some_and(|stride| !access.stays_aligned(stride))
         {
             return false;
         }
@@ -134,6 +120,30 @@ impl Group {
         self.members += 1;
         true
     }
+}
+
+impl Group {
+    /// Its check, from an address on that is its start.
+    fn check(&self, start: GuestAddress) -> RangeCheck {
+        let Group { low, high, store, alignment, slot, .. } = *self;
+        let alignment = alignment.map_or(1, |(size, _)| size as u32);
+        RangeCheck { start, span: (high - low) as i32, store, alignment, slot, stride: 0 }
+    }
+}
+
+/// A check of a range of addresses against one page.
+#[derive(Clone, Copy)]
+pub(super) struct RangeCheck {
+    pub start: GuestAddress,
+    /// Bytes.
+    pub span: i32,
+    pub store: bool,
+    /// Of the start.
+    pub alignment: u32,
+    /// Where it leaves what it found.
+    pub slot: usize,
+    /// By how much the addresses change in each iteration of a loop.
+    pub stride: i64,
 }
 
 /// An access to memory.
@@ -157,6 +167,17 @@ impl Access {
         let size = i64::from(self.size);
         (self.aligned && size > 1).then(|| (size, (-self.place).rem_euclid(size)))
     }
+
+    /// Whether a check before the iterations of a loop pays if its address changes by `stride` in each.
+    fn may_move(&self, stride: i64) -> bool {
+        let near = stride.unsigned_abs() <= LONGEST_STRIDE && i32::try_from(2 * self.place).is_ok();
+        near && self.stays_aligned(stride)
+    }
+
+    /// Whether it is as aligned as before after its address has changed by `stride`.
+    fn stays_aligned(&self, stride: i64) -> bool {
+        !self.aligned || stride % i64::from(self.size) == 0
+    }
 }
 
 struct Member {
@@ -177,99 +198,6 @@ pub(super) struct Plan {
     pub unseen: u8,
 }
 
-/// What registers hold, while a block is looked through.
-struct Values {
-    kind: CodeKind,
-    of: [Value; 16],
-    next: u32,
-}
-
-impl Values {
-    fn new(kind: CodeKind) -> Self {
-        Values { kind, of: std::array::from_fn(|origin| Value { origin: origin as u32, plus: 0 }), next: 16 }
-    }
-
-    fn set(&mut self, number: u8, value: Value) {
-        self.of[usize::from(number & 15)] = value;
-    }
-
-    fn get(&self, number: u8) -> Value {
-        self.of[usize::from(number & 15)]
-    }
-
-    fn forget(&mut self, number: u8) {
-        self.next += 1;
-        self.set(number, Value { origin: self.next, plus: 0 });
-    }
-
-    fn add(&mut self, number: u8, plus: i64) {
-        let old = self.get(number);
-        self.set(number, Value { plus: old.plus.wrapping_add(plus), ..old });
-    }
-
-    /// Key and place of an address.
-    fn key(&self, at: &GuestAddress) -> Option<(Key, i64)> {
-        let base = if at.in_page { PAGE_START } else { at.base.map_or(NOTHING, |base| self.get(base)) };
-        let index = at.index.map_or(NOTHING, |index| self.get(index));
-        let place = base.plus.wrapping_add(index.plus << at.scale).wrapping_add(i64::from(at.disp));
-        let key = Key { base: base.origin, index: index.origin, scale: at.scale, segment: at.segment };
-        // Far from anything that could overflow.
-        (at.width == self.width() && !at.limited && place.unsigned_abs() >> 40 == 0).then_some((key, place))
-    }
-
-    /// The address size that values are followed at: sums have as many bits as the code's registers.
-    fn width(&self) -> Width {
-        if self.kind.is_long() { Width::Quad } else { Width::Double }
-    }
-
-    fn is_full(&self, register: Register) -> bool {
-        if self.kind.is_long() { register.is_gpr64() } else { register.is_gpr32() }
-    }
-
-    /// What an instruction writes that has no memory operand, or one that is no stack's.
-    fn follow(&mut self, i: &Instruction, info: &mut InstructionInfoFactory) {
-        use Mnemonic as M;
-        let to = (i.op_count() > 0 && i.op0_kind() == OpKind::Register && self.is_full(i.op0_register()))
-            .then(|| operand::number(i.op0_register()));
-        let from = (i.op_count() == 2 && i.op1_kind() == OpKind::Register && self.is_full(i.op1_register()))
-            .then(|| self.get(operand::number(i.op1_register())));
-        let constant = |op: u32| match i.op_kind(op) {
-            OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(i.immediate(op) as i64),
-            OpKind::Immediate8to32 | OpKind::Immediate32 => Some(i64::from(i.immediate(op) as i32)),
-            _ => None,
-        };
-        let changed = |old: Value, plus: i64| Value { plus: old.plus.wrapping_add(plus), ..old };
-        let known = to.and_then(|to| {
-            let old = self.get(to);
-            match i.mnemonic() {
-                M::Mov => from,
-                M::Add => constant(1).map(|plus| changed(old, plus)),
-                M::Sub => constant(1).map(|less| changed(old, less.wrapping_neg())),
-                M::Inc => Some(changed(old, 1)),
-                M::Dec => Some(changed(old, -1)),
-                M::Lea => {
-                    let at = GuestAddress::of(self.kind, i).ok();
-                    at.filter(|at| at.width == self.width() && at.index.is_none()).and_then(|at| {
-                        let base =
-                            if at.in_page { Some(PAGE_START) } else { at.base.map(|base| self.get(base)) };
-                        base.map(|base| changed(base, i64::from(at.disp)))
-                    })
-                }
-                _ => None,
-            }
-            .map(|value| (to, value))
-        });
-        for used in info.info(i).used_registers() {
-            if used.register().is_gpr() && operand::writes(used.access()) {
-                self.forget(operand::number(used.register()));
-            }
-        }
-        if let Some((to, value)) = known {
-            self.set(to, value);
-        }
-    }
-}
-
 /// Whether an instruction may do more than change registers and the memory of its operand.
 fn is_barrier(system: &SystemState, i: &Instruction) -> bool {
     let copied = super::copy::is_known(system, i)
@@ -281,6 +209,16 @@ fn is_barrier(system: &SystemState, i: &Instruction) -> bool {
     !copied
 }
 
+/// Whether registers can be followed through an instruction: it changes no more than registers and the memory of its
+/// operand, or leaves the block.
+pub(super) fn is_followed(system: &SystemState, i: &Instruction) -> bool {
+    let stack = matches!(
+        i.code(),
+        Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pop_r64 | Code::Leaveq
+    );
+    stack || i.is_jcc_short_or_near() || !is_barrier(system, i)
+}
+
 impl Plan {
     /// The groups of a block.
     pub fn of(
@@ -289,25 +227,55 @@ impl Plan {
         instructions: &[Instruction],
         info: &mut InstructionInfoFactory,
     ) -> Plan {
-        let (mut plan, mut values, mut index) = (Plan::default(), Values::new(kind), 0);
+        let mut plan = Plan::default();
+        plan.follow(system, instructions, info, &mut Values::new(kind));
+        plan.choose();
+        plan
+    }
+
+    /// As [`Plan::of`], for the body of a loop. Addresses may only change if something `counts` the iterations.
+    fn of_loop(
+        system: &SystemState,
+        kind: CodeKind,
+        body: &[Instruction],
+        info: &mut InstructionInfoFactory,
+        counts: bool,
+    ) -> Plan {
+        let (mut plan, mut values) = (Plan::default(), Values::new(kind));
+        Plan::default().follow(system, body, info, &mut values);
+        let strides = values.changes().map(|change| change.filter(|&change| counts || change == 0));
+        values = Values::new(kind);
+        values.strides = Some(strides);
+        plan.follow(system, body, info, &mut values);
+        plan.choose();
+        plan
+    }
+
+    /// Looks through instructions.
+    fn follow(
+        &mut self,
+        system: &SystemState,
+        instructions: &[Instruction],
+        info: &mut InstructionInfoFactory,
+        values: &mut Values,
+    ) {
+        let (plan, kind, mut index) = (self, values.kind, 0);
         while let Some(i) = instructions.get(index) {
             let run = super::stack::run_length(kind, &instructions[index..]).max(1);
             if run > 1 {
-                plan.stack_run(index, &instructions[index..index + run], &mut values);
-            } else if !plan.stack(index, i, &mut values) {
+                plan.stack_run(index, &instructions[index..index + run], values);
+            } else if !plan.stack(index, i, values) {
                 if i.is_jcc_short_or_near() {
                     plan.groups.iter_mut().for_each(|group| group.branched = true);
                 } else if is_barrier(system, i) {
                     plan.groups.iter_mut().for_each(|group| group.open = false);
                 } else if let Some(access) = operand_access(system, kind, i, info) {
-                    plan.add(index, access, &values);
+                    plan.add(index, access, values);
                 }
                 values.follow(i, info);
             }
             index += run;
         }
-        plan.choose();
-        plan
     }
 
     fn stack_run(&mut self, index: usize, run: &[Instruction], values: &mut Values) {
@@ -378,6 +346,7 @@ impl Plan {
                 open: true,
                 slot: 0,
                 checked: false,
+                stride: values.stride(&key).filter(|&stride| access.may_move(stride)),
             });
             self.groups.len() - 1
         });
@@ -391,11 +360,34 @@ impl Plan {
             if let Some((size, rest)) = group.alignment {
                 group.low -= (group.low + rest).rem_euclid(size);
             }
-            group.slot = if group.members > 1 { slot } else { SHARES };
-            slot += usize::from(group.members > 1);
+            let wanted = group.members > 1 || group.stride.is_some();
+            group.slot = if wanted { slot } else { SHARES };
+            group.checked = group.stride.is_some() && slot < SHARES;
+            slot += usize::from(wanted);
         }
         let groups = &self.groups;
         self.members.retain(|member| groups[member.group].slot < SHARES);
+    }
+
+    /// The checks before the iterations of a loop.
+    pub fn loop_checks(&self) -> Vec<RangeCheck> {
+        let register = |origin: u32| u8::try_from(origin).ok().filter(|&number| number < 16);
+        let groups = self.groups.iter().filter(|group| group.checked);
+        groups
+            .filter_map(|group| {
+                let start = GuestAddress {
+                    base: register(group.key.base),
+                    index: register(group.key.index),
+                    scale: group.key.scale,
+                    disp: group.low as i32,
+                    in_page: group.key.base == PAGE_START.origin,
+                    segment: group.key.segment,
+                    limited: false,
+                    width: Width::Quad,
+                };
+                Some(RangeCheck { stride: group.stride?, ..group.check(start) })
+            })
+            .collect()
     }
 
     fn member(&self, index: usize) -> Option<&Member> {
@@ -474,43 +466,62 @@ impl Builder<'_> {
         Some(HostOperand { base, index: Some(S2), disp, tracker: None, stashed: false, group })
     }
 
-    /// Emits the check of a group at an access of the current instruction; the addend is in [`S2`] then.
-    fn check_group(&mut self, number: usize, access: &Access) -> bool {
-        let Group { low, high, store, alignment, slot, .. } = self.shares.groups[number];
-        let (span, alignment) = ((high - low) as i32, alignment.map_or(1, |(size, _)| size as u32));
-        let Some(disp) = i64::from(access.at.disp).checked_add(low - access.place) else { return false };
-        let Ok(disp) = i32::try_from(disp) else { return false };
-        let start = GuestAddress { disp, ..access.at };
-        self.save_flags_for_check();
-        let (retry, from) = (self.asm.mark(), self.asm.label());
-        self.linear(&start);
+    /// Finds the groups of a loop's body, of which something may count the iterations.
+    pub fn plan_loop(&mut self, counts: bool) {
+        let (system, kind) = (self.context.system, self.context.kind);
+        self.shares = Plan::of_loop(system, kind, &self.instructions, &mut self.info, counts);
+    }
+
+    /// Emits the comparison of a range from the address in [`S1`] on, which leaves its offset in the page there, and the
+    /// TLB's entry in [`S2`].
+    pub fn check_range(&mut self, check: &RangeCheck, from: Label) {
         self.find_entry();
-        let page = if store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) } as i32;
+        let page = if check.store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) } as i32;
         let a = &mut self.asm;
         a.alu_rm(Alu::Xor, S1, S2, page);
-        a.cmp_imm(S1, OFFSET as i32 + 1 - span);
+        a.cmp_imm(S1, OFFSET as i32 + 1 - check.span);
         a.jcc(cc::A, from);
-        if alignment > 1 {
-            a.test_imm32(S1, alignment - 1);
+        if check.alignment > 1 {
+            a.test_imm32(S1, check.alignment - 1);
             a.jcc(cc::NE, from);
         }
-        if store {
+    }
+
+    /// Keeps what accesses of the range need from the TLB's entry in [`S2`], and leaves the addend there.
+    pub fn keep_range(&mut self, check: &RangeCheck, from: Label) {
+        let (a, slot) = (&mut self.asm, 16 * check.slot);
+        if check.store {
             a.alu_rm(Alu::Mov, S1, S2, offset_of!(TlbEntry, flags) as i32);
-            a.store_gs(SHARE_TRACKER + 16 * slot, S1);
+            a.store_gs(SHARE_TRACKER + slot, S1);
             a.cmp_byte_zero(S1);
             a.jcc(cc::NE, from);
         }
         a.alu_rm(Alu::Mov, S2, S2, offset_of!(TlbEntry, addend) as i32);
-        a.store_gs(SHARE_ADDEND + 16 * slot, S2);
+        a.store_gs(SHARE_ADDEND + slot, S2);
+    }
+
+    /// Emits the check of a group at an access of the current instruction; the addend is in [`S2`] then.
+    fn check_group(&mut self, number: usize, access: &Access) -> bool {
+        let group = &self.shares.groups[number];
+        let low = group.low;
+        let Some(disp) = i64::from(access.at.disp).checked_add(low - access.place) else { return false };
+        let Ok(disp) = i32::try_from(disp) else { return false };
+        let start = GuestAddress { disp, ..access.at };
+        let check = group.check(start);
+        self.save_flags_for_check();
+        let (retry, from) = (self.asm.mark(), self.asm.label());
+        self.linear(&start);
+        self.check_range(&check, from);
+        self.keep_range(&check, from);
         self.clobbered();
         self.shares.groups[number].checked = true;
         let share = Share {
             unit: self.context.unit,
             offset: self.offset,
             at: 0,
-            span: span as u16,
-            store,
-            alignment: alignment as u16,
+            span: check.span as u16,
+            store: check.store,
+            alignment: check.alignment as u16,
             first: (access.place - low) as u16,
             first_size: access.size as u16,
             first_stores: access.store,
@@ -521,16 +532,25 @@ impl Builder<'_> {
     }
 
     /// The way of a check that failed; flags are saved.
-    pub fn emit_share(&mut self, retry: super::asm::Label, start: &GuestAddress, mut share: Share) {
+    pub fn emit_share(&mut self, retry: Label, start: &GuestAddress, mut share: Share) {
         let next = self.asm.label();
+        // The other translation has registers where they always are.
+        let exchanged = !self.swaps.is_empty();
+        if exchanged {
+            self.linear(start);
+            self.swap_aside();
+        }
         let at = self.asm.jmp(next);
         self.asm.bind(next);
         share.at = (at - self.context.memory_start) as u32;
         self.context.shares.push(share);
         let number = self.context.shares.len() as u32 - 1;
-        self.linear(start);
+        if !exchanged {
+            self.linear(start);
+        }
         self.asm.mov_number(S2, number, Refers::Share);
         self.asm.call_to(self.context.thunks.call_share);
+        self.swap_aside();
         self.asm.jmp(retry);
     }
 

@@ -41,12 +41,16 @@ pub(crate) struct Shared {
     pub host_mxcsr: u32,
     /// What the checks of a block's groups found: addend, and pointer to the tracker byte.
     pub shares: [[u64; 2]; SHARES],
+    /// Of the loop that runs: how many more iterations its checks allow, while they are made; see [`super::loops`].
+    pub budget: u64,
+    /// What its counting register holds when they are to be made again.
+    pub limit: u64,
     /// What ran, if it is counted.
     pub counted: Counted,
 }
 
 /// Groups that a block can have.
-pub(super) const SHARES: usize = 6;
+pub(super) const SHARES: usize = 8;
 
 /// Levels of `Shared::vector`.
 pub(super) mod vector {
@@ -72,6 +76,8 @@ impl Default for Shared {
             fip: 0,
             host_mxcsr: 0x1f80,
             shares: [[0; 2]; SHARES],
+            budget: 0,
+            limit: 0,
             counted: Counted::default(),
         }
     }
@@ -108,6 +114,8 @@ pub(super) const HOST_MXCSR: usize = SHARED + offset_of!(Shared, host_mxcsr);
 /// First of [`SHARES`] addends, 16 bytes apart, and of pointers to tracker bytes.
 pub(super) const SHARE_ADDEND: usize = SHARED + offset_of!(Shared, shares);
 pub(super) const SHARE_TRACKER: usize = SHARE_ADDEND + 8;
+pub(super) const BUDGET: usize = SHARED + offset_of!(Shared, budget);
+pub(super) const LIMIT: usize = SHARED + offset_of!(Shared, limit);
 const COUNTED: usize = SHARED + offset_of!(Shared, counted);
 pub(super) const BLOCKS_RUN: usize = COUNTED + offset_of!(Counted, blocks);
 pub(super) const INSNS_RUN: usize = COUNTED + offset_of!(Counted, insns);

@@ -24,7 +24,7 @@ use iced_x86::{Code, ConditionCode, Instruction, OpKind};
 const RSP: u8 = gpr::RSP / 8;
 
 /// Encoding of a condition.
-fn condition(i: &Instruction) -> Option<u8> {
+pub(super) fn condition(i: &Instruction) -> Option<u8> {
     match i.condition_code() {
         ConditionCode::None => None,
         code => Some(code as u8 - 1),
@@ -57,7 +57,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Target of a near branch.
-    fn of(i: &Instruction) -> Option<Self> {
+    pub fn of(i: &Instruction) -> Option<Self> {
         let (at, size) = match i.op0_kind() {
             OpKind::NearBranch16 => (i64::from(i.near_branch16() as i16), 2),
             OpKind::NearBranch32 => (i64::from(i.near_branch32() as i32), 4),
@@ -84,10 +84,15 @@ impl Builder<'_> {
         let Some(size) = operand_size(i) else { return Err(Unknown) };
         match i.code() {
             _ if i.is_jcc_short_or_near() => return self.branch(i),
-            _ if i.is_jmp_short_or_near() => {
-                let target = self.target(i)?;
-                self.go_to(target);
-            }
+            _ if i.is_jmp_short_or_near() => match self.loop_entry() {
+                Some(entry) => {
+                    self.asm.jmp(entry);
+                }
+                None => {
+                    let target = self.target(i)?;
+                    self.go_to(target);
+                }
+            },
             _ if i.is_call_near() => self.call(i)?,
             Code::Retnq | Code::Retnd | Code::Retnw => self.ret(size, 0),
             Code::Retnq_imm16 | Code::Retnd_imm16 | Code::Retnw_imm16 => self.ret(size, i.immediate16()),
@@ -114,6 +119,10 @@ impl Builder<'_> {
         let to = self.target(i)?;
         self.need_flags();
         let flags = self.flags;
+        if let Some(entry) = self.loop_entry() {
+            self.asm.jcc(condition, entry);
+            return Ok(After::Next);
+        }
         let from = self.asm.label();
         let at = self.asm.jcc(condition, from);
         let cold = match in_page(to.at) {
@@ -156,11 +165,7 @@ impl Builder<'_> {
             before
         });
         let event = self.asm.label();
-        let a = &mut self.asm;
-        a.load_gs(S1, EVENTS);
-        a.load32(S1, S1, 0);
-        a.test_gs32(EVENT_MASK, S1);
-        a.jcc(cc::NE, event);
+        self.look_at_events(event);
         self.clobbered();
         let from = self.asm.label();
         let at = self.asm.jmp(from);
@@ -181,6 +186,15 @@ impl Builder<'_> {
             self.asm.bind(before);
             self.jump_out(to);
         }
+    }
+
+    /// Goes to `event` if events wait; uses [`S1`] and RFLAGS.
+    pub fn look_at_events(&mut self, event: Label) {
+        let a = &mut self.asm;
+        a.load_gs(S1, EVENTS);
+        a.load32(S1, S1, 0);
+        a.test_gs32(EVENT_MASK, S1);
+        a.jcc(cc::NE, event);
     }
 
     fn link(&mut self, at: u64, target: u16, flags: FlagHome) -> u32 {

@@ -29,6 +29,11 @@ impl Builder<'_> {
         if self.shares.unseen == 0 || self.is_quiet() {
             return;
         }
+        self.see_all_stores();
+    }
+
+    /// As [`Builder::see_stores`], now.
+    pub fn see_all_stores(&mut self) {
         for slot in 0..SHARES {
             if self.shares.unseen >> slot & 1 != 0 {
                 self.see_store(slot);

@@ -17,7 +17,7 @@ type Assembled = Result<(), iced_x86::IcedError>;
 type Block = (&'static str, fn(&mut CodeAssembler) -> Assembled);
 
 /// The blocks, by name.
-const BLOCKS: [Block; 9] = [
+const BLOCKS: [Block; 10] = [
     ("A load through a register, and its use", |a| {
         a.mov(rax, qword_ptr(rbx + 8))?;
         a.add(rax, rcx)?;
@@ -43,6 +43,16 @@ const BLOCKS: [Block; 9] = [
         let mut top = a.create_label();
         a.set_label(&mut top)?;
         a.dec(ecx)?;
+        a.jne(top)?;
+        a.ret()
+    }),
+    ("A loop over an array", |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.xor(r13d, dword_ptr(rbx + rcx * 4))?;
+        a.rol(r13d, 5)?;
+        a.inc(rcx)?;
+        a.cmp(rcx, rdx)?;
         a.jne(top)?;
         a.ret()
     }),
@@ -80,6 +90,8 @@ fn field(offset: u64) -> Option<String> {
         (shared::SPARE, "SPARE"),
         (shared::SPARE_RAX, "SPARE_RAX"),
         (shared::VECTOR, "VECTOR"),
+        (shared::BUDGET, "BUDGET"),
+        (shared::LIMIT, "LIMIT"),
         (shared::X87, "X87"),
         (shared::FIP, "FIP"),
         (shared::EVENT_MASK, "EVENT_MASK"),

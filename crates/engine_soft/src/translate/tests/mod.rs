@@ -4,6 +4,7 @@ mod generate;
 mod golden;
 mod hostile;
 mod legacy;
+mod loops;
 mod pages;
 mod shares;
 mod strings;
