@@ -13,25 +13,8 @@ pub(in crate::translate) fn codes(bits: u32) -> Vec<Code> {
         let info = code.op_code();
         let more = matches!(
             code.mnemonic(),
-            M::Div
-                | M::Idiv
-                | M::Push
-                | M::Pop
-                | M::Leave
-                | M::Nop
-                | M::Cld
-                | M::Pushfq
-                | M::Movsb
-                | M::Movsw
-                | M::Movsq
-                | M::Stosb
-                | M::Stosd
-                | M::Lodsb
-                | M::Lodsq
-                | M::Scasb
-                | M::Cmpsb
-                | M::Cmpsq
-        );
+            M::Div | M::Idiv | M::Push | M::Pop | M::Leave | M::Nop | M::Cld | M::Pushfq
+        ) || is_string(*code);
         info.is_available_in_mode(bits)
             && matches!(info.encoding(), iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX)
             && (super::super::copy::is_integer(code.mnemonic()) || more)
@@ -271,10 +254,10 @@ fn encode(i: &Instruction, bits: u32) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Instructions with implied operands, as bytes by their simplest form.
-fn implied(code: Code, random: &mut Random, bits: u32) -> Option<Vec<u8>> {
+/// Whether an instruction has the name of a string instruction, which one of them then stands for.
+fn is_string(code: Code) -> bool {
     use iced_x86::Mnemonic as M;
-    if matches!(
+    matches!(
         code.mnemonic(),
         M::Movsb
             | M::Movsw
@@ -287,7 +270,12 @@ fn implied(code: Code, random: &mut Random, bits: u32) -> Option<Vec<u8>> {
             | M::Scasb
             | M::Cmpsb
             | M::Cmpsq
-    ) {
+    )
+}
+
+/// Instructions with implied operands, as bytes by their simplest form.
+fn implied(code: Code, random: &mut Random, bits: u32) -> Option<Vec<u8>> {
+    if is_string(code) {
         // pushes and pops make the pointers good; RDI counts rounds in other programs.
         return string(code, random, bits);
     }
