@@ -15,7 +15,7 @@ mod test_vm;
 mod tiny_guest;
 
 pub use debian::debian_up_and_down;
-pub use material::Material;
+pub use material::{LegacyGuest, Material};
 pub use rustix::process::Signal;
 pub use shell::Shell;
 pub use terminal::{OnTerminal, Terminal};

@@ -7,6 +7,16 @@ use anyhow::{Result, bail};
 
 use crate::{TestVm, TinyGuest};
 
+/// A guest without 64-bit code.
+pub struct LegacyGuest {
+    /// Debian's 32-bit kernel.
+    pub kernel: PathBuf,
+    /// An initramfs with `xtask/src/guests/init-686.sh` and a 32-bit busybox.
+    pub initramfs: PathBuf,
+    /// That busybox.
+    busybox: PathBuf,
+}
+
 /// Where the program and the guest material are.
 pub struct Material {
     program: PathBuf,
@@ -48,6 +58,40 @@ impl Material {
     #[must_use]
     pub fn xen(&self) -> PathBuf {
         self.guests.join("xen")
+    }
+
+    /// The 32-bit guest; `None`, said on standard error, where it could not be fetched.
+    #[must_use]
+    pub fn of_32_bits(&self) -> Option<LegacyGuest> {
+        let [kernel, initramfs, busybox] =
+            ["vmlinuz-686", "initramfs-686.cpio.gz", "busybox-686"].map(|name| self.guests.join(name));
+        for path in [&kernel, &initramfs, &busybox] {
+            if !path.is_file() {
+                eprintln!(
+                    "skipped: no {}; `cargo xtask guests` fetches it from Debian's i386 packages, and says why \
+                     not (releases after 12 have no 32-bit kernel)",
+                    path.display()
+                );
+                return None;
+            }
+        }
+        Some(LegacyGuest { kernel, initramfs, busybox })
+    }
+
+    /// What the 32-bit guest's work gives on this host's own processor; `None` if its kernel does not run 32-bit programs.
+    ///
+    /// # Errors
+    /// When the script fails.
+    pub fn work_of_32_bits(&self, guest: &LegacyGuest) -> Result<Option<String>> {
+        if !Command::new(&guest.busybox).arg("true").status().is_ok_and(|status| status.success()) {
+            return Ok(None);
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/work-686.sh");
+        let output = Command::new(&guest.busybox).arg("sh").arg(script).arg(&guest.busybox).output()?;
+        if !output.status.success() {
+            bail!("the work failed on this host: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(Some(String::from_utf8(output.stdout)?))
     }
 
     /// A sparse copy of the Debian disk, for one test to write to.

@@ -1,4 +1,5 @@
-//! The initramfs: busybox, the modules a virtual machine needs, our `init.sh` and the guest program.
+//! The initramfs: busybox, the modules a virtual machine needs, our `init.sh` and the guest program. That of the 32-bit
+//! guest has a busybox and scripts only.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,10 @@ use crate::command;
 
 /// The first program of the guest.
 const INIT: &str = include_str!("init.sh");
+/// That of the 32-bit guest.
+const INIT_686: &str = include_str!("init-686.sh");
+/// What the 32-bit guest computes.
+const WORK_686: &str = include_str!("../../../crates/vm_tests/guest/work-686.sh");
 /// Raised when the way the archive is made changes.
 const RECIPE: u32 = 3;
 /// Modules and folders of modules taken from the kernel package.
@@ -83,6 +88,23 @@ pub fn build(
         compress(&archive.finish(), &initramfs)
     })?;
     Ok(initramfs)
+}
+
+/// The initramfs of the 32-bit guest: a busybox and a script, made when its inputs changed.
+pub fn build_32_bit(folder: &Path, busybox: &Path) -> Result<()> {
+    let initramfs = folder.join("initramfs-686.cpio.gz");
+    made_from(&initramfs, &format!("{RECIPE}\n{INIT_686}\n{WORK_686}"), || {
+        let mut archive = Archive::default();
+        for name in ["bin", "dev", "proc"] {
+            archive.folder(name);
+        }
+        archive.character_device("dev/console", 5, 1);
+        archive.file("init", 0o755, INIT_686.as_bytes());
+        archive.file("work.sh", 0o755, WORK_686.as_bytes());
+        archive.file("bin/busybox", 0o755, &std::fs::read(busybox)?);
+        archive.symlink("bin/sh", "busybox");
+        compress(&archive.finish(), &initramfs)
+    })
 }
 
 /// Adds everything below a folder, in the order of names.

@@ -5,6 +5,7 @@
 //! | `vmlinuz` | the kernel package behind `linux-image-cloud-amd64` | everything |
 //! | `xen` | the hypervisor package behind `xen-system-amd64` | a multiboot kernel that is not ours |
 //! | `initramfs.cpio.gz` | busybox, the kernel's modules, `init.sh`, our guest program | tests, benchmarks, and to reach the disk |
+//! | `vmlinuz-686`, `initramfs-686.cpio.gz` | the i386 kernel package behind `linux-image-686`, an i386 busybox, `init-686.sh` | 32-bit code; other tests do without |
 //! | `bench-program` | `crates/vm_tests/guest/bench/` | the rows of `cargo xtask bench cpu`, in guests and on the host |
 //! | `guest-program` | `crates/vm_tests/guest/` | run in the guest and on the host: same results wanted |
 //! | `debian.raw` | debootstrap, `rootfs.sh` | the demo and the systemd tests |
@@ -74,6 +75,9 @@ pub fn prepare(refresh: bool) -> Result<Guests> {
     }
     let kernel = packages::kernel(&folder)?;
     packages::xen(&folder)?;
+    prepare_32_bit(&folder).unwrap_or_else(|error| {
+        eprintln!("guests: there will be no 32-bit guest, and its test says that it was skipped: {error:#}");
+    });
     let busybox = packages::busybox(&folder)?;
     let programs = [
         ("vireo_guest", static_program(GUEST_PROGRAM, &folder.join("guest-program"))?),
@@ -82,6 +86,12 @@ pub fn prepare(refresh: bool) -> Result<Guests> {
     let initramfs = initramfs::build(&folder, &kernel, &busybox, &programs)?;
     let disk = rootfs::build(&folder, &kernel, &busybox)?;
     Ok(Guests { kernel: kernel.image, initramfs, disk, folder })
+}
+
+/// The 32-bit guest. Debian's releases after 12 have no such kernel any more, so nothing else depends on it.
+fn prepare_32_bit(folder: &Path) -> Result<()> {
+    let [_kernel, busybox] = packages::of_32_bits(folder)?;
+    initramfs::build_32_bit(folder, &busybox)
 }
 
 /// The folder everything is kept in.

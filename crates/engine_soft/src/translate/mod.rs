@@ -142,6 +142,8 @@ pub struct TranslationCounts {
     pub entries: u64,
     /// Blocks translated.
     pub blocks: u64,
+    /// 16-bit and 32-bit ones among them.
+    pub legacy: u64,
     /// Guest instructions in them.
     pub insns: u64,
     /// Blocks taken from a store.
@@ -299,7 +301,7 @@ impl Translator {
     ) -> Option<Entries> {
         let before = self.counts_before();
         let unit = self.units.get(place.unit as usize)?;
-        let mode = unit.kind.bits();
+        let kind = unit.kind;
         let store = self.store.clone().filter(|_| cuts.is_none());
         let context = Context {
             thunks: self.thunks,
@@ -309,7 +311,7 @@ impl Translator {
             verified: self.verify > 0,
             counted: self.counted,
             system,
-            kind: unit.kind,
+            kind,
             unit: place.unit,
             page: place.page,
             generation: unit.generation(),
@@ -325,7 +327,7 @@ impl Translator {
             return None;
         }
         if let Some(store) = &store
-            && let Some(block) = self.portable(&built, place.page, (mode, place.offset), host, before)
+            && let Some(block) = self.portable(&built, place.page, (kind.bits(), place.offset), host, before)
         {
             store.add(place.page, &block);
         }
@@ -334,6 +336,7 @@ impl Translator {
             self.copied.insert(outer, (built.insns, built.undefined));
         }
         self.counts.blocks += 1;
+        self.counts.legacy += u64::from(!kind.is_long());
         self.counts.insns += u64::from(built.insns);
         self.note_block(place, built.entries, host, built.code.len());
         self.buffer = built.code;

@@ -18,6 +18,7 @@ impl Translator {
         let mut all = vec![
             ("translated_entries".to_owned(), counts.entries),
             ("translated_blocks".to_owned(), counts.blocks),
+            ("translated_blocks_legacy".to_owned(), counts.legacy),
             ("translated_instructions".to_owned(), counts.insns),
             ("stored_blocks_used".to_owned(), counts.installed),
             ("translated_bytes".to_owned(), self.memory.used() as u64),
