@@ -191,6 +191,8 @@ pub struct Translator {
     verify: u32,
     /// Blocks until the next that is compared.
     until_verified: u32,
+    /// A block was left in its middle, because there was no room for the rest of it without groups.
+    left_in_middle: bool,
     /// Instructions, and undefined flags, of blocks that only have copied ones, by outer entry, if blocks are compared.
     copied: AddressMap<(u32, u64)>,
     /// An empty jump cache, for running block by block.
@@ -238,6 +240,7 @@ impl Translator {
             store: settings.store.filter(|_| !settings.counted && settings.verify == 0),
             calm: settings.calm,
             until_verified: settings.verify,
+            left_in_middle: false,
             no_jumps: JumpCache::new(),
             copied: HashMap::default(),
             visits: vec![0; if settings.warm_up > 0 { VISITS } else { 0 }].into_boxed_slice(),

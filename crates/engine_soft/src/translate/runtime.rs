@@ -138,9 +138,11 @@ impl Cpu {
     fn go_plain(&mut self, translator: &mut super::Translator, share: &Share) -> Exit {
         self.shared.argument = u64::from(share.offset);
         if translator.is_full() {
+            translator.left_in_middle = true;
             return Exit::InPage;
         }
         let Some(entries) = self.translated(translator, share.unit, share.offset | PLAIN) else {
+            translator.left_in_middle = true;
             return Exit::Interpret;
         };
         translator.counts.gotos += 1;

@@ -2,7 +2,8 @@
 //!
 //! Every N-th block is first run by the interpreter, with each store noted; then everything is put back, the
 //! translation runs from the same state, and registers, flags, vectors and the stored bytes are compared. A
-//! block that reaches a device or changes code is left as the interpreter ran it, or run without comparison.
+//! block that reaches a device or changes code is left as the interpreter ran it, or run without comparison. One whose
+//! translation is left in its middle, because code memory is full, is put back and interpreted.
 //! Other processors and devices that write the same bytes meanwhile look like differences: use one processor.
 #![expect(unsafe_code, reason = "looks into decoded blocks")]
 
@@ -55,7 +56,11 @@ impl Cpu {
         Picture { regs, flags: self.flags.bits(), ymm, mxcsr, fpu: self.fpu.clone(), fault }
     }
 
-    fn put_back(&mut self, before: &Picture) {
+    /// Puts back what a run of a block changed.
+    fn undo(&mut self, log: &StoreLog, before: &Picture) {
+        for (at, old) in log.stores.iter().rev() {
+            self.put_bytes(*at, old);
+        }
         self.regs[..18].copy_from_slice(&before.regs);
         self.flags.set_bits(before.flags);
         self.vector.ymm = before.ymm;
@@ -76,12 +81,15 @@ impl Cpu {
             Rehearsal::Done => {}
         }
         let after: Vec<Vec<u8>> = log.stores.iter().map(|(at, old)| self.bytes_at(*at, old.len())).collect();
-        for (at, old) in log.stores.iter().rev() {
-            self.put_bytes(*at, old);
-        }
-        self.put_back(&before);
+        self.undo(&log, &before);
         self.shared.rip_page = page;
         let exit = self.enter(host);
+        if self.translator.as_mut().is_some_and(|translator| std::mem::take(&mut translator.left_in_middle)) {
+            self.undo(&log, &before);
+            self.shared.rip_page = page;
+            self.shared.argument = before.regs[17].wrapping_sub(page);
+            return Ok(Exit::Interpret);
+        }
         let at_start = matches!(exit, Exit::InPage | Exit::Interpret)
             && self.shared.argument == before.regs[17].wrapping_sub(page);
         if at_start {
@@ -152,10 +160,7 @@ impl Cpu {
         let fault = (result == Err(Stop::Fault)).then_some(self.exception);
         let wanted = self.picture(fault);
         let rehearsal = if log.device {
-            for (at, old) in log.stores.iter().rev() {
-                self.put_bytes(*at, old);
-            }
-            self.put_back(before);
+            self.undo(&log, before);
             Rehearsal::Impossible
         } else if log.code {
             if result == Err(Stop::Fault) { Rehearsal::Stopped(Stop::Fault) } else { Rehearsal::Final }

@@ -9,6 +9,7 @@ mod pages;
 mod shares;
 mod strings;
 mod system;
+mod verified;
 
 use crate::cpu::Cpu;
 use crate::interp::harness::{self, CODE, DATA, STACK, UNMAPPED};
