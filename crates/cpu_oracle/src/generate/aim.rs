@@ -49,6 +49,9 @@ impl Aim {
             case.gprs[1] = random.below(most) | Self::unused_half(random, case, &instruction);
         }
         self.implicit(random, case, &instruction);
+        if repeats && compares_strings(&instruction) && random.one_in(2) {
+            self.alike(random, case, &instruction);
+        }
         if matches!(instruction.mnemonic(), M::Div | M::Idiv) && random.one_in(2) && self.take(2) {
             case.gprs[2] = random.pick(&[0, 0, 1, u64::MAX]);
         }
@@ -74,6 +77,21 @@ impl Aim {
             case.gprs[RSP] &= 0xffff;
         }
         true
+    }
+
+    /// The same byte wherever a comparison of strings is to look, and mostly what it looks for, so that it gets far.
+    fn alike(&mut self, random: &mut Random, case: &mut Case, instruction: &Instruction) {
+        const AROUND: u64 = 700;
+        let byte = random.bits() as u8;
+        for (register, segment) in implicit_pointers(instruction) {
+            let base = if case.mode == Mode::Long { 0 } else { layout::base(case.selectors[segment]) };
+            let linear = case.gprs[register].wrapping_add(base) & 0xffff_ffff;
+            let first = linear.saturating_sub(AROUND).max(DATA_ADDRESS);
+            put(case, first, &[byte; 2 * AROUND as usize]);
+        }
+        if self.take(0) && !random.one_in(4) {
+            case.gprs[0] = u64::from_le_bytes([byte; 8]);
+        }
     }
 
     /// Pointers that are not in the encoding.
@@ -184,6 +202,12 @@ impl Aim {
         case.gprs[base.number()] = if random.one_in(4) { value | upper } else { value };
         Some(target)
     }
+}
+
+fn compares_strings(instruction: &Instruction) -> bool {
+    use M::{Cmpsb, Cmpsd, Cmpsq, Cmpsw, Scasb, Scasd, Scasq, Scasw};
+    let names = [Cmpsb, Cmpsw, Cmpsd, Cmpsq, Scasb, Scasw, Scasd, Scasq];
+    instruction.is_string_instruction() && names.contains(&instruction.mnemonic())
 }
 
 /// Whether LSL meets the descriptor whose limit is the number of the host's processor that happens to run the case.

@@ -3,7 +3,10 @@
 //! With REP, registers are updated after each element or page-sized run, so a fault or an event in between
 //! leaves a state from which the instruction goes on ([`Stop::Again`]). Runs inside a page of RAM are done on
 //! host addresses; anything else goes element by element.
-#![expect(unsafe_code, reason = "copies and fills runs of guest RAM by host address")]
+//!
+//! A comparison of runs ends where the flags of its last element say so, which is read once more for them: if another
+//! processor changed it in between, the instruction goes on.
+#![expect(unsafe_code, reason = "copies, fills and compares runs of guest RAM by host address")]
 
 use super::alu::{Binary, Cmp};
 use super::int::Int;
@@ -109,6 +112,11 @@ struct Run {
 }
 
 impl Run {
+    /// Number, from the lowest address on, of the element that is come to after `before` others.
+    fn number(self, before: u64) -> usize {
+        (if self.backwards { self.count - 1 - before } else { before }) as usize
+    }
+
     /// The run without elements at its end, which is its low end if it goes backwards.
     fn of<T: Int>(self, count: u64) -> Run {
         let skipped = if self.backwards { (self.count - count) * u64::from(T::BITS / 8) } else { 0 };
@@ -276,30 +284,97 @@ fn repeat_compare(
     result
 }
 
+/// Elements of a run of `count` up to the first whose two values are equal, if `until` says so, or not equal, with that
+/// one; all if there is none. `values` reads those of an element, by its number from the lowest address on.
+#[inline(always)]
+fn compared<T: Int>(count: u64, backwards: bool, until: bool, values: impl Fn(usize) -> (T, T)) -> u64 {
+    /// Elements looked at without a branch, so that the compiler can make vector instructions of it.
+    const PIECE: usize = 32;
+    let ends = |at: usize| {
+        let (first, second) = values(at);
+        (first == second) == until
+    };
+    let count = count as usize;
+    let mut done = 0;
+    while count - done >= PIECE {
+        let lowest = if backwards { count - done - PIECE } else { done };
+        if (lowest..lowest + PIECE).fold(false, |any, at| any | ends(at)) {
+            break;
+        }
+        done += PIECE;
+    }
+    // Another processor may have changed the element meanwhile: then there is no end among these either.
+    while done < count {
+        let at = if backwards { count - done - 1 } else { done };
+        done += 1;
+        if ends(at) {
+            break;
+        }
+    }
+    done as u64
+}
+
+/// SCAS of up to `count` elements; returns how many were done.
+fn scan_run<T: Int>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, Fault> {
+    let at = index(cpu, insn, gpr::RDI);
+    let a = cpu.reg::<T>(gpr::RAX);
+    if count > 1
+        && let Some(run) = run_at::<T>(cpu, insn, seg::ES, at, count, Access::Read)?
+    {
+        // SAFETY: the run lies inside a mapped page of guest RAM.
+        let values = |at: usize| (a, unsafe { run.host.cast::<T>().add(at).read_unaligned() });
+        let until = insn.flags & REPNE != 0;
+        let done = compared(run.count, run.backwards, until, values);
+        let (_, value) = values(run.number(done - 1));
+        Cmp::apply(&mut cpu.flags, a, value);
+        advance::<T>(cpu, insn, gpr::RDI, done);
+        return Ok(done);
+    }
+    let value = cpu.load::<T>(seg::ES, at)?;
+    Cmp::apply(&mut cpu.flags, a, value);
+    advance::<T>(cpu, insn, gpr::RDI, 1);
+    Ok(1)
+}
+
 /// SCAS.
 pub fn scas<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
-    let element = |cpu: &mut Cpu, _| {
-        let value = cpu.load::<T>(seg::ES, index(cpu, insn, gpr::RDI))?;
-        let a = cpu.reg::<T>(gpr::RAX);
-        Cmp::apply(&mut cpu.flags, a, value);
-        advance::<T>(cpu, insn, gpr::RDI, 1);
-        Ok(1)
-    };
-    repeat_compare(cpu, insn, element)
+    repeat_compare(cpu, insn, |cpu, count| scan_run::<T>(cpu, insn, count))
+}
+
+/// CMPS of up to `count` elements; returns how many were done.
+fn compare_run<T: Int>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, Fault> {
+    let (from, to) = (index(cpu, insn, gpr::RSI), index(cpu, insn, gpr::RDI));
+    // Silicon reports the fault of ES:RDI when both operands would fault.
+    if count > 1
+        && let Some(target) = run_at::<T>(cpu, insn, seg::ES, to, count, Access::Read)?
+        && let Some(source) = run_at::<T>(cpu, insn, insn.segment, from, target.count, Access::Read)?
+    {
+        let target = target.of::<T>(source.count);
+        // SAFETY: both runs lie inside mapped pages of guest RAM, whatever the second look-up did to the TLB entry of
+        // the first.
+        let values = |at: usize| unsafe {
+            let (first, second) = (source.host.cast::<T>().add(at), target.host.cast::<T>().add(at));
+            (first.read_unaligned(), second.read_unaligned())
+        };
+        let until = insn.flags & REPNE != 0;
+        let done = compared(source.count, source.backwards, until, values);
+        let (first, second) = values(source.number(done - 1));
+        Cmp::apply(&mut cpu.flags, first, second);
+        advance::<T>(cpu, insn, gpr::RSI, done);
+        advance::<T>(cpu, insn, gpr::RDI, done);
+        return Ok(done);
+    }
+    let second = cpu.load::<T>(seg::ES, to)?;
+    let first = cpu.load::<T>(insn.segment, from)?;
+    Cmp::apply(&mut cpu.flags, first, second);
+    advance::<T>(cpu, insn, gpr::RSI, 1);
+    advance::<T>(cpu, insn, gpr::RDI, 1);
+    Ok(1)
 }
 
 /// CMPS.
 pub fn cmps<T: Int>(cpu: &mut Cpu, insn: &Insn) -> Flow {
-    let element = |cpu: &mut Cpu, _| {
-        // Silicon reports the fault of ES:RDI when both operands would fault.
-        let second = cpu.load::<T>(seg::ES, index(cpu, insn, gpr::RDI))?;
-        let first = cpu.load::<T>(insn.segment, index(cpu, insn, gpr::RSI))?;
-        Cmp::apply(&mut cpu.flags, first, second);
-        advance::<T>(cpu, insn, gpr::RSI, 1);
-        advance::<T>(cpu, insn, gpr::RDI, 1);
-        Ok(1)
-    };
-    repeat_compare(cpu, insn, element)
+    repeat_compare(cpu, insn, |cpu, count| compare_run::<T>(cpu, insn, count))
 }
 
 /// INS. The port is checked even if nothing is moved.

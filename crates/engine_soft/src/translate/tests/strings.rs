@@ -8,6 +8,8 @@ use iced_x86::code_asm::CodeAssembler;
 
 const DF: u64 = 1 << 10;
 const ZF: u64 = 1 << 6;
+/// CF, PF, AF, ZF, SF and OF.
+const ARITHMETIC: u64 = 0x8d5;
 
 /// Opcode of the byte form; the other ones' is one more.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,7 +25,8 @@ struct End {
     rcx: u64,
     rsi: u64,
     rdi: u64,
-    zf: bool,
+    /// The six arithmetic flags.
+    flags: u64,
     /// Linear address of a page fault.
     fault: Option<u64>,
 }
@@ -37,6 +40,20 @@ struct Case {
     backwards: bool,
     rax: u64,
     start: End,
+}
+
+/// Flags of `left - right` of some bytes (SDM 1, 3.4.3.1).
+fn compared(left: u64, right: u64, size: u64) -> u64 {
+    let top = 8 * size - 1;
+    let difference = left.wrapping_sub(right) & u64::MAX >> (63 - top);
+    let even = (difference as u8).count_ones().is_multiple_of(2);
+    let overflow = (left ^ right) & (left ^ difference);
+    u64::from(left < right)
+        | u64::from(even) << 2
+        | u64::from(left & 15 < right & 15) << 4
+        | u64::from(difference == 0) << 6
+        | (difference >> top & 1) << 7
+        | (overflow >> top & 1) << 11
 }
 
 impl Case {
@@ -54,14 +71,14 @@ impl Case {
         };
         let most = if random.chance(30) { 12_000 } else { 300 };
         let rcx = random.below(most);
-        let zf = random.chance(50);
+        let flags = random.next() & ARITHMETIC;
         Case {
             kind,
             size: 1 << random.below(4),
             until: random.chance(30),
             backwards: random.chance(40),
             rax: if random.chance(50) { 0 } else { random.next() },
-            start: End { rcx, rsi, rdi, zf, fault: None },
+            start: End { rcx, rsi, rdi, flags, fault: None },
         }
     }
 
@@ -91,7 +108,7 @@ impl Case {
             let order = if self.kind == Kind::Cmps { [target, source] } else { [source, target] };
             if let Some(address) = order.into_iter().flatten().next() {
                 if matches!(self.kind, Kind::Cmps | Kind::Scas) {
-                    at.zf = self.start.zf;
+                    at.flags = self.start.flags;
                 }
                 at.fault = Some(address);
                 break;
@@ -101,12 +118,16 @@ impl Case {
             let source = if reads { data[place(at.rsi)].to_vec() } else { rax };
             match self.kind {
                 Kind::Movs | Kind::Stos => data[place(at.rdi)].copy_from_slice(&source),
-                Kind::Cmps | Kind::Scas => at.zf = data[place(at.rdi)] == source,
+                Kind::Cmps | Kind::Scas => {
+                    let number =
+                        |bytes: &[u8]| bytes.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+                    at.flags = compared(number(&source), number(&data[place(at.rdi)]), self.size);
+                }
             }
             at.rdi = at.rdi.wrapping_add(step);
             at.rsi = if reads { at.rsi.wrapping_add(step) } else { at.rsi };
             at.rcx -= 1;
-            if !matches!(self.kind, Kind::Movs | Kind::Stos) && at.zf == self.until {
+            if !matches!(self.kind, Kind::Movs | Kind::Stos) && (at.flags & ZF != 0) == self.until {
                 break;
             }
         }
@@ -117,7 +138,7 @@ impl Case {
         let mut state = harness::long_state();
         state.gprs[0] = self.rax;
         (state.gprs[1], state.gprs[6], state.gprs[7]) = (self.start.rcx, self.start.rsi, self.start.rdi);
-        state.rflags = 2 | if self.backwards { DF } else { 0 } | if self.start.zf { ZF } else { 0 };
+        state.rflags = 2 | if self.backwards { DF } else { 0 } | self.start.flags;
         cpu.restore(&state).expect("the state is legal");
         let exit = cpu.run(&NoDevices, None);
         let end = cpu.save();
@@ -125,7 +146,7 @@ impl Case {
             rcx: end.gprs[1],
             rsi: end.gprs[6],
             rdi: end.gprs[7],
-            zf: end.rflags & ZF != 0,
+            flags: end.rflags & ARITHMETIC,
             fault: (exit != VmExit::Halted).then_some(end.cr2),
         }
     }
@@ -137,12 +158,13 @@ fn repeated_instructions_do_one_byte_after_the_other() {
     let mut cpus = [harness::cpu_in(harness::memory(), &start), harness::cpu_in(harness::memory(), &start)];
     cpus[1].enable_translation(Default::default()).expect("the host has memory");
     let mut random = Random(0x9e37_79b9);
-    let mut faults = 0;
-    for number in 0..4000 {
+    let (mut faults, mut long) = (0, 0);
+    for number in 0..6000 {
         let case = Case::random(&mut random);
         let mut data = vec![0; (UNMAPPED - DATA) as usize];
         // Mostly the same, so that comparisons get somewhere.
-        data.iter_mut().for_each(|byte| *byte = u8::from(random.below(200) == 0));
+        let different = [20, 200, 5000, 20_000][random.below(4) as usize];
+        data.iter_mut().for_each(|byte| *byte = u8::from(random.below(different) == 0));
         if random.chance(50) {
             data.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 7 >> 3) as u8);
         }
@@ -156,6 +178,8 @@ fn repeated_instructions_do_one_byte_after_the_other() {
             continue;
         }
         let wanted = case.model(&mut data);
+        let compares = matches!(case.kind, Kind::Cmps | Kind::Scas);
+        long += u64::from(compares && case.start.rcx - wanted.rcx > 1000);
         faults += u64::from(wanted.fault.is_some());
         for (tier, cpu) in ["interpreted", "translated"].into_iter().zip(&mut cpus) {
             cpu.memory.write(CODE, &case.code()).expect("is RAM");
@@ -172,6 +196,7 @@ fn repeated_instructions_do_one_byte_after_the_other() {
         }
     }
     assert!(faults > 100, "{faults} faults");
+    assert!(long > 100, "{long} comparisons got far");
 }
 
 /// A program copies one of two functions over the code behind the copying instruction, and to another page, and
