@@ -13,7 +13,11 @@ fn noise(format: &str, seed: u64) {
         let mut program = vec![noise.next() as u8, noise.next() as u8];
         for _ in 0..1 + noise.next() % 4 {
             // A table more often than any place.
-            program.push(if noise.next() % 4 == 0 { noise.next() as u8 } else { (noise.next() % 8) as u8 });
+            program.push(if noise.next().is_multiple_of(4) {
+                noise.next() as u8
+            } else {
+                (noise.next() % 8) as u8
+            });
             program.extend_from_slice(&(noise.next() as u16).to_le_bytes());
             program.push(noise.next() as u8);
             program.extend_from_slice(&noise.value(512).to_le_bytes());
