@@ -5,7 +5,7 @@
 //! backup, never the guest's change.
 
 use super::grains::Grains;
-use super::job::{Control, End, STEP, copy_range};
+use super::job::{Control, End, STEP, copy_range, guarded};
 use super::{Layer, LiveDisk, Watcher};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
@@ -75,13 +75,14 @@ pub(super) fn start(
         Some(bitmap) if !full => bitmap.marked.iter().for_each(|range| todo.add(range.clone())),
         _ => todo.add(0..size),
     }
+    let path = target.path.clone();
     let target = target.disk.clone();
     let copied = AtomicU64::new(0);
     let backup = Arc::new(Backup { size, todo, target, fresh, copied, error: Mutex::new(None) });
     top.watcher = Some(backup.clone());
     let live = live.clone();
     Ok(Box::new(move |control| {
-        let result = run(&live, &backup, control);
+        let result = guarded(|| run(&live, &backup, control)).map_err(|end| end.copying_to(&path));
         let mut top = live.top.write();
         top.watcher = None;
         match (restarted, result) {

@@ -7,6 +7,7 @@ use crate::image::ImageResult;
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -104,6 +105,25 @@ pub struct JobReport {
 pub(super) enum End {
     Cancelled,
     Failed(std::io::Error),
+}
+
+impl End {
+    /// Says what was being copied to.
+    pub fn copying_to(self, target: &Path) -> End {
+        match self {
+            End::Cancelled => End::Cancelled,
+            End::Failed(error) => {
+                let problem = format!("copying to {}: {error}", target.display());
+                End::Failed(std::io::Error::new(error.kind(), problem))
+            }
+        }
+    }
+}
+
+/// A part of a job; a panic fails the job, and does not keep whoever waits for its end from learning of it.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, End>) -> Result<T, End> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    done.unwrap_or_else(|_| Err(End::Failed(std::io::Error::other("the job's code panicked"))))
 }
 
 impl From<std::io::Error> for End {
@@ -286,7 +306,7 @@ impl Job {
             JobOrder::Stream => stream::start(live)?,
         };
         let its = control.clone();
-        let run = move || its.end(work(&its));
+        let run = move || its.end(guarded(|| work(&its)));
         let thread = std::thread::Builder::new().name("block-job".to_owned()).spawn(run);
         match thread {
             Ok(thread) => Ok(Job { control, thread: Some(thread) }),
@@ -345,7 +365,7 @@ impl Job {
     /// Waits for its end.
     pub fn wait(&mut self) -> JobReport {
         if let Some(thread) = self.thread.take() {
-            // A panic of the job's code has been told already.
+            // A panic of what is told of events has been written already.
             let _ = thread.join();
         }
         self.report()
@@ -357,6 +377,11 @@ impl Drop for Job {
         self.cancel();
         self.wait();
     }
+}
+
+/// Puts what was done in front of an error.
+fn at_offset(doing: &str, at: u64) -> impl FnOnce(std::io::Error) -> std::io::Error {
+    move |error| std::io::Error::new(error.kind(), format!("{doing} at offset {at:#x}: {error}"))
 }
 
 /// Copies a range as it is stored; zeros are passed over if the target is known to have them.
@@ -373,10 +398,10 @@ pub(super) fn copy_range(
         let length = extent.length.clamp(1, (range.end - at).min(STEP));
         if !extent.zero {
             buffer.resize(length as usize, 0);
-            from.read_bytes(at, buffer)?;
-            to.write_bytes(at, buffer)?;
+            from.read_bytes(at, buffer).map_err(at_offset("reading", at))?;
+            to.write_bytes(at, buffer).map_err(at_offset("writing", at))?;
         } else if !skip_zeros {
-            to.write_zeroes(at, length, true)?;
+            to.write_zeroes(at, length, true).map_err(at_offset("writing zeros", at))?;
         }
         at += length;
     }

@@ -5,7 +5,7 @@
 //! done. The job is complete when the set is empty while no request is under way.
 
 use super::grains::Grains;
-use super::job::{Control, End, STEP, Wish, copy_range};
+use super::job::{Control, End, STEP, Wish, copy_range, guarded};
 use super::{Layer, LiveDisk, Watcher};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
@@ -73,10 +73,12 @@ pub(super) fn start_commit(live: &Arc<LiveDisk>) -> ImageResult<Work> {
 }
 
 fn run(live: &LiveDisk, target: &Layer, dirty: &Followed, fresh: bool, control: &Control) -> Result<(), End> {
-    let result = follow(live, target, dirty, fresh, control)
-        .and_then(|pivot| finish(live, target, dirty, pivot, control));
+    let result = guarded(|| {
+        let pivot = follow(live, target, dirty, fresh, control)?;
+        finish(live, target, dirty, pivot, control)
+    });
     live.top.write().watcher = None;
-    result
+    result.map_err(|end| end.copying_to(&target.path))
 }
 
 /// Copies and follows until somebody wishes the end; answers whether the target becomes the disk.

@@ -1,6 +1,6 @@
 //! Stream: the top image takes over what it shows of its backing chain, then needs it no more.
 
-use super::job::{Control, End, STEP};
+use super::job::{Control, End, STEP, guarded};
 use super::{LiveDisk, Watcher};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
@@ -30,7 +30,7 @@ pub(super) fn start(live: &Arc<LiveDisk>) -> ImageResult<Work> {
     top.watcher = Some(Arc::new(Locked));
     let live = live.clone();
     Ok(Box::new(move |control| {
-        let result = run(&live, control);
+        let result = guarded(|| run(&live, control));
         let mut top = live.top.write();
         top.watcher = None;
         result?;

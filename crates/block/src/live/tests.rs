@@ -266,6 +266,87 @@ fn a_failed_backup_is_as_if_it_had_not_been() {
     assert!(Job::start(&disk, small, 0, Box::new(|_| {})).is_err(), "a bitmap that does not exist");
 }
 
+/// A mirror onto a file system that gets full ends with an error that names the file, the guest goes on, and the next mirror
+/// works.
+#[test]
+fn a_mirror_without_space_fails_and_the_disk_goes_on() {
+    let place = Place::new();
+    let disk = LiveDisk::new(place.layer("source", "qcow2"));
+    let (mut seed, mut model) = (5, vec![0; SIZE as usize]);
+    fill(&disk, &mut model, &mut seed);
+    let raw = place.layer("small", "raw");
+    let rule: FaultRule = "write:error=ENOSPC:after=5".parse().unwrap();
+    let target = Layer { disk: Arc::new(Faulty::new(raw.disk.clone(), vec![rule])), ..raw };
+    let (mut job, events) = start(&disk, JobOrder::Mirror { target, fresh: true });
+    model = while_written(&disk, &model, seed, || drop(wait_for(&events, JobStatus::Failed)));
+    let error = job.wait().error.unwrap();
+    let named = error.contains(&*place.path("small").to_string_lossy());
+    assert!(named && error.contains("writing at offset 0x") && error.contains("space"), "{error}");
+    assert!(read(&*disk) == model);
+    let target = place.layer("large", "qcow2");
+    let (mut job, events) = start(&disk, JobOrder::Mirror { target, fresh: true });
+    wait_for(&events, JobStatus::Ready);
+    job.complete(true).unwrap();
+    assert_eq!(job.wait().status, JobStatus::Completed);
+    assert!(read(&*disk) == model);
+}
+
+/// A target whose code panics when it is written.
+struct Panics;
+
+impl BlockBackend for Panics {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { read_only: false, discard: false, zero_alignment: 512, growable: false }
+    }
+    fn read_at(&self, _offset: u64, _buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        Ok(())
+    }
+    fn write_at(&self, offset: u64, _buffers: &[IoSlice<'_>]) -> Result<()> {
+        panic!("a test asked for it, at {offset:#x}");
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, offset: u64, _len: u64, _unmap: bool) -> Result<()> {
+        panic!("a test asked for it, at {offset:#x}");
+    }
+    fn resize(&self, _size: u64) -> Result<()> {
+        Ok(())
+    }
+    fn block_status(&self, offset: u64, len: u64) -> Result<Extent> {
+        Ok(Extent::data(offset, len, None))
+    }
+}
+
+/// Whoever waits for a job learns of its end, the next one may begin, and a bitmap keeps what it has marked.
+#[test]
+fn a_job_that_panics_has_failed() {
+    let place = Place::new();
+    let layer = place.layer("source", "qcow2");
+    let image = layer.image.clone();
+    let bitmaps = image.bitmaps().unwrap();
+    bitmaps.add("b", None, true).unwrap();
+    let disk = LiveDisk::new(layer);
+    fill(&disk, &mut vec![0; SIZE as usize], &mut 3);
+    let before = bitmaps.dirty_ranges("b").unwrap();
+    let raw = place.layer("bad", "raw");
+    let target = || Layer { disk: Arc::new(Panics), ..raw.clone() };
+    let backup =
+        JobOrder::Backup { target: target(), fresh: true, bitmap: Some("b".to_owned()), full: false };
+    for order in [JobOrder::Mirror { target: target(), fresh: true }, backup] {
+        let (mut job, events) = start(&disk, order);
+        wait_for(&events, JobStatus::Failed);
+        assert!(job.wait().error.unwrap().contains("panicked"));
+    }
+    assert_eq!(bitmaps.dirty_ranges("b").unwrap(), before);
+}
+
 #[test]
 fn an_overlay_is_committed_or_streamed_while_it_is_written() {
     for commit in [true, false] {
