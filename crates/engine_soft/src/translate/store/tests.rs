@@ -7,7 +7,7 @@ use crate::translate::tests::{
     NoDevices, Random, codes, differential_with, program, vector_codes, x87_codes,
 };
 use crate::translate::{TranslationCounts, TranslationSettings};
-use engine::VmExit;
+use engine::{DebugStops, VmExit};
 use iced_x86::code_asm::*;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -96,6 +96,31 @@ fn what_the_store_has_is_not_interpreted_first() {
     assert_eq!(cpu.run(&NoDevices, None), VmExit::Halted);
     let counts = cpu.translator.as_ref().map(|translator| translator.counts).unwrap_or_default();
     assert_eq!((counts.single, counts.blocks), (0, 0), "{counts:?}");
+}
+
+#[test]
+fn what_the_store_has_does_not_pass_over_breakpoints() {
+    let directory = directory();
+    let store = open(directory.path());
+    run_sum(100, &store);
+    for warm_up in [0, 8] {
+        let mut cpu = harness::cpu_in(harness::memory(), &harness::long_state());
+        let settings = TranslationSettings { warm_up, ..settings(&store) };
+        cpu.enable_translation(settings).expect("there is memory");
+        cpu.memory.write(CODE, &sum(100)).expect("is RAM");
+        // The `push rax` in the middle of the function's block.
+        let code = sum(100);
+        let push = code.iter().rposition(|&byte| byte == 0x50).expect("is there") as u64;
+        let breakpoints = vec![CODE + push];
+        cpu.set_debug_stops(&DebugStops { breakpoints, ..DebugStops::default() });
+        assert!(matches!(cpu.run(&NoDevices, None), VmExit::Debug(_)), "stops on the way, warm-up {warm_up}");
+        let state = cpu.save();
+        assert_eq!(
+            (state.rip, state.gprs[0]),
+            (CODE + push, 100),
+            "before the first push, warm-up {warm_up}"
+        );
+    }
 }
 
 #[test]
