@@ -10,6 +10,7 @@
 //!                                            └─► backing DiskImage ─► …
 //! ```
 
+mod alignment;
 mod backend;
 mod buffers;
 mod cache_mode;
@@ -36,6 +37,7 @@ mod vhd;
 mod vhdx;
 mod vmdk;
 
+pub use alignment::ByteAligned;
 pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 pub use cache_mode::{with_cache_mode, without_flushes};
 pub use copy::{CopyOptions, copy, extents, is_zero};

@@ -144,6 +144,57 @@ fn qemu_reads_writes_and_frees() {
     sh(folder, "qemu-img check -q a.qcow2 && qemu-img compare -q a.qcow2 b.qcow2");
 }
 
+/// Requests need not be sectors: what qemu-io does through the server is what it does to a file, byte for byte, also where
+/// sectors are encrypted, and where the host's page cache is bypassed.
+#[test]
+fn requests_of_any_alignment() {
+    if !have(&["qemu-io", "qemu-img", "nbdinfo"]) {
+        return;
+    }
+    let folder = folder();
+    let folder = folder.path();
+    let mut changes = String::new();
+    for (number, (at, len)) in [
+        (1, 3),
+        (511, 2),
+        (65_000, 70_001),
+        (1 << 20, 513),
+        (0x20_01ff, 1),
+        (5_000_001, 4096),
+        ((16 << 20) - 1, 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        changes +=
+            &format!(" -c 'write -P {} {at} {len}' -c 'read -P {} {at} {len}'", number + 65, number + 65);
+    }
+    changes +=
+        " -c 'write -z 7000001 300000' -c 'write -z 9000001 17' -c 'read -P 0 7000001 300000' -c flush";
+    sh(folder, "cp a.raw expected.raw && qemu-img convert -O qcow2 a.raw a.qcow2 && printf secret > key");
+    sh(folder, "VIREO image convert --key-file key -f raw -O luks -o iter-time=10 a.raw a.luks");
+    sh(folder, &format!("qemu-io -f raw {changes} expected.raw"));
+    for (line, image) in [
+        ("-f qcow2 a.qcow2", "-f qcow2 a.qcow2"),
+        ("--cache none -f raw a.raw", "-f raw a.raw"),
+        ("--key-file key -f luks a.luks", ""),
+    ] {
+        let server = Server::start(folder, &format!("-t -p 0 {line}"), 1);
+        let uri = &server.uris[0];
+        let info = sh(folder, &format!("nbdinfo --json '{uri}'"));
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        assert_eq!(info["exports"][0]["block_size_minimum"], 1);
+        let said = sh(folder, &format!("qemu-io -f raw {changes} {uri}"));
+        assert!(!said.contains("rror") && !said.contains("ailed"), "{line}: {said}");
+        sh(folder, &format!("qemu-img compare -f raw -F raw '{uri}' expected.raw"));
+        server.end();
+        if !image.is_empty() {
+            let (flag, name) = image.rsplit_once(' ').unwrap();
+            sh(folder, &format!("qemu-img compare -q {flag} -F raw {name} expected.raw"));
+        }
+    }
+}
+
 #[test]
 fn fio_finds_what_it_wrote() {
     if !have(&["fio", "qemu-img"]) || !sh(Path::new("."), "fio --enghelp").contains("\tnbd") {

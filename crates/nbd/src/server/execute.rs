@@ -1,6 +1,6 @@
 //! What a request does.
 
-use super::export::{BLOCK_MIN, Context, Export};
+use super::export::{Context, Export};
 use super::output::Output;
 use crate::protocol::{PAYLOAD_MAX, Request, command, command_flag, errno};
 use std::io::{Error, ErrorKind, Result};
@@ -47,9 +47,6 @@ impl Executor<'_> {
         if end.is_none_or(|end| end > self.size) {
             let number = if writes { errno::ENOSPC } else { errno::EINVAL };
             return Some((number, "the range leaves the export"));
-        }
-        if !request.offset.is_multiple_of(BLOCK_MIN.into()) || !request.len.is_multiple_of(BLOCK_MIN) {
-            return Some((errno::EINVAL, "offset and length must be multiples of 512"));
         }
         let moves_data = matches!(request.command, command::READ | command::WRITE);
         if moves_data && request.len > PAYLOAD_MAX {

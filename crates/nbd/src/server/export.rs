@@ -1,7 +1,7 @@
 //! A disk as clients see it: its name, its flags, and its metadata contexts.
 
 use crate::protocol::{allocation, flag};
-use block::{BlockBackend, Extent, SECTOR_SIZE};
+use block::{BlockBackend, Extent};
 use std::io::Result;
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,7 +22,8 @@ pub struct Export {
     pub name: String,
     /// For people; empty: none.
     pub description: String,
-    /// The content. Its size must not change while it is served.
+    /// The content, which takes requests of any alignment, as [`block::ByteAligned`] does. Its size must not change while
+    /// it is served.
     pub disk: Arc<dyn BlockBackend>,
     /// Clients cannot write.
     pub read_only: bool,
@@ -33,7 +34,7 @@ pub struct Export {
 }
 
 /// Smallest unit of requests, in bytes.
-pub const BLOCK_MIN: u32 = SECTOR_SIZE as u32;
+pub const BLOCK_MIN: u32 = 1;
 
 const ALLOCATION: &str = "base:allocation";
 const DEPTH: &str = "qemu:allocation-depth";
@@ -87,14 +88,10 @@ impl Export {
         )
     }
 
-    /// The extent of the disk that begins at `offset`, in whole blocks. A block that is stored in two ways is data.
+    /// The extent of the disk that begins at `offset`.
     pub fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let mut extent = self.disk.block_status(offset, len)?;
-        let block = u64::from(BLOCK_MIN);
-        if extent.length < block {
-            extent = Extent::data(offset, block, None);
-        }
-        extent.length = (extent.length - extent.length % block).min(len);
+        extent.length = extent.length.clamp(1, len.max(1));
         Ok(extent)
     }
 

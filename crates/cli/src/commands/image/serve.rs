@@ -2,7 +2,7 @@
 
 use super::{Folders, Output, open, parse_options};
 use anyhow::{Context, Result, bail};
-use block::{CacheMode, DiskImage, OpenOptions};
+use block::{ByteAligned, CacheMode, DiskImage, OpenOptions};
 use clap::Args;
 use nbd::{Bitmap, Export, Listener, Server, ServerOptions, ServerTls};
 use serde_json::json;
@@ -199,7 +199,7 @@ fn export(wish: &Wish, cache: CacheMode, folders: &Folders) -> Result<Export> {
         read_only: wish.read_only,
         bitmaps,
         preferred_block,
-        disk: block::with_cache_mode(disk, cache),
+        disk: Arc::new(ByteAligned::new(block::with_cache_mode(disk, cache))),
     })
 }
 
