@@ -73,6 +73,33 @@ fn a_guest_reads_and_writes_an_image_of_every_format() -> Result<()> {
     Ok(())
 }
 
+/// Volumes of every layout, on one pool of two files.
+#[test]
+fn a_guest_reads_and_writes_the_volumes_of_a_pool() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("raw"), content())?;
+    for member in ["a", "b"] {
+        std::fs::File::create(at(member))?.set_len(4 * SIZE as u64)?;
+    }
+    let (pool, chunk) = (at("pool"), ["--chunk", "256K"]);
+    let members = ["--member", &at("a"), "--member", &at("b")];
+    done(material.command(&["pool", "create", &pool]).args(chunk).args(members))?;
+    for layout in ["linear", "striped", "mirrored"] {
+        let volume = format!("{pool}/{layout}");
+        let option = format!("layout={layout}");
+        let to = ["image", "convert", "-f", "raw", "-O", "pool", "-o", &option, &at("raw"), &volume];
+        done(&mut material.command(&to))?;
+        run_block_test(&material, &format!("{volume},format=pool"))?;
+        let from = ["image", "convert", "-f", "pool", "-O", "raw", &volume, &at("after")];
+        done(&mut material.command(&from))?;
+        has_what_the_guest_wrote(&std::fs::read(at("after"))?);
+    }
+    // Both copies of every chunk are the same, also of those that the guests wrote.
+    done(&mut material.command(&["pool", "scrub", &pool]))
+}
+
 /// `qemu-nbd` has the image; the machine has only its socket.
 #[test]
 fn a_guest_reads_and_writes_the_export_of_a_server() -> Result<()> {
