@@ -29,9 +29,10 @@ impl ByteAligned {
         range.start - range.start % SECTOR_SIZE..range.end.next_multiple_of(SECTOR_SIZE).min(self.size())
     }
 
-    /// Whole sectors, or the disk's end.
-    fn fits(&self, range: &Range<u64>) -> bool {
-        self.around(range) == *range
+    /// Whether a request is of whole sectors, or of all up to the disk's end.
+    fn fits(&self, offset: u64, len: u64) -> bool {
+        offset.is_multiple_of(SECTOR_SIZE)
+            && (len.is_multiple_of(SECTOR_SIZE) || offset.checked_add(len) == Some(self.size()))
     }
 
     /// The whole sectors inside a range; empty where it has none.
@@ -73,10 +74,11 @@ impl BlockBackend for ByteAligned {
     }
 
     fn read_at(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let range = offset..self.check_range(offset, len(buffers))?;
-        if self.fits(&range) {
+        let len = len(buffers);
+        if self.fits(offset, len) {
             return self.disk.read_at(offset, buffers);
         }
+        let range = offset..self.check_range(offset, len)?;
         // What lies before and behind in the outermost sectors goes nowhere.
         let around = self.around(&range);
         let mut before = vec![0; (range.start - around.start) as usize];
@@ -89,11 +91,12 @@ impl BlockBackend for ByteAligned {
     }
 
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        let range = offset..self.check_range(offset, len(buffers))?;
-        if self.fits(&range) {
+        let len = len(buffers);
+        if self.fits(offset, len) {
             let _shared = self.changes.read();
             return self.disk.write_at(offset, buffers);
         }
+        let range = offset..self.check_range(offset, len)?;
         let bytes = |part_of: &Range<u64>| part(buffers, part_of.start - offset, part_of.end - part_of.start);
         let inside = self.inside(&range);
         let _alone = self.changes.write();
@@ -117,11 +120,11 @@ impl BlockBackend for ByteAligned {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
-        let range = offset..self.check_range(offset, len)?;
-        if self.fits(&range) {
+        if self.fits(offset, len) {
             let _shared = self.changes.read();
             return self.disk.write_zeroes(offset, len, unmap);
         }
+        let range = offset..self.check_range(offset, len)?;
         let inside = self.inside(&range);
         let _alone = self.changes.write();
         let zero = |to: &mut [u8]| to.fill(0);
@@ -159,11 +162,7 @@ impl BlockBackend for ByteAligned {
     }
 
     fn transfer(&self, batch: &mut [&mut Transfer<'_>]) {
-        let fits = batch.iter().all(|transfer| {
-            let end = transfer.offset.checked_add(transfer.bytes());
-            end.is_some_and(|end| self.fits(&(transfer.offset..end)))
-        });
-        if !fits {
+        if !batch.iter().all(|transfer| self.fits(transfer.offset, transfer.bytes())) {
             return batch.iter_mut().for_each(|transfer| transfer.run(self));
         }
         let _shared = self.changes.read();
