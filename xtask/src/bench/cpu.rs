@@ -23,6 +23,8 @@ const BOUNDS: &[(&str, f64)] =
 const ROW_BOUND: f64 = 1.0;
 /// Least gain of two vCPUs on parallel work.
 const PARALLEL_BOUND: f64 = 1.7;
+/// The QEMU that is compared with if no other is named.
+const QEMU: &str = "qemu-system-x86_64";
 /// Longest a row may take in a machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -35,6 +37,9 @@ pub struct CpuOptions {
     /// More options for `vireo run`, for example `--options "--software-tier interpreter"`
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     options: String,
+    /// The QEMU to compare with: a path, or a name in PATH
+    #[arg(long, value_name = "PROGRAM", default_value = QEMU)]
+    qemu: String,
     /// Leave QEMU out
     #[arg(long)]
     no_qemu: bool,
@@ -70,8 +75,12 @@ pub fn run(options: &CpuOptions) -> Result<()> {
     let theirs = if options.no_qemu {
         Results::new()
     } else {
-        guests::need("qemu-system-x86_64", "qemu-system-x86")?;
-        in_machines(&rows, |cpus, words| qemu(&guests, cpus, words))?
+        if options.qemu == QEMU {
+            guests::need(QEMU, "qemu-system-x86")?;
+        }
+        let version = command::output(Command::new(&options.qemu).arg("--version"))?;
+        println!("{}\n", version.lines().next().unwrap_or_default());
+        in_machines(&rows, |cpus, words| qemu(&options.qemu, &guests, cpus, words))?
     };
     let kept = report(&rows, &native, &ours, &theirs)?;
     if !kept && !options.no_bounds {
@@ -80,8 +89,8 @@ pub fn run(options: &CpuOptions) -> Result<()> {
     Ok(())
 }
 
-fn qemu(guests: &Guests, cpus: u32, words: &str) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+fn qemu(program: &str, guests: &Guests, cpus: u32, words: &str) -> Command {
+    let mut command = Command::new(program);
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-nographic", "-no-reboot"]);
     command.args(["-smp", &cpus.to_string(), "-append", words]);
     command.arg("-kernel").arg(&guests.kernel).arg("-initrd").arg(&guests.initramfs);

@@ -49,6 +49,8 @@ const LONGEST_CHECKED_RUN: u32 = 128;
 
 /// What exchanging two registers before and behind the loop costs, as their uses are counted.
 const LEAST_GAIN: u32 = 2;
+/// Branches out of the body in the middle of it that a loop may have: with more, it seldom runs long enough.
+const MOST_BRANCHES: usize = 2;
 /// Number of a register that no encoding uses by itself.
 const ANYONE: u8 = 15;
 
@@ -115,7 +117,8 @@ impl Builder<'_> {
     pub fn find_loop(&mut self, start: u16) {
         let Some((last, body)) = self.instructions.split_last() else { return };
         let system = self.context.system;
-        if self.closes(start, last) && body.iter().all(|i| super::share::is_followed(system, i)) {
+        let few = body.iter().filter(|i| i.is_jcc_short_or_near()).count() <= MOST_BRANCHES;
+        if few && self.closes(start, last) && body.iter().all(|i| super::share::is_followed(system, i)) {
             let entry = self.asm.label();
             self.closing = Some(Closing { entry, flags: FlagHome::Saved });
         }

@@ -7,6 +7,7 @@
 //! | [`transfer`], [`stack`], [`mod@string`] | branches, calls; stack; strings |
 //! | [`mod@system`] | CLI, SWAPGS |
 //! | [`memory`], [`share`], [`watch`] | the check of memory operands, of one or of several at once; who watches stores |
+//! | [`loops`], [`values`] | the second translation of a loop; what registers hold, as far as a block's code tells |
 //! | [`mod@kind`] | modes: which kinds of code there are, and what of the legacy modes is brought into 64-bit form |
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
 //! | [`lookup`], [`mod@unit`], [`jumps`] | what leads to code: pages of blocks, the jump cache |
