@@ -42,10 +42,12 @@ use super::unit::Next;
 use crate::mmu::OFFSET;
 use iced_x86::{Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
-/// Most iterations between two looks at events: some microseconds.
-const LONGEST_RUN: u32 = 1024;
+/// Most iterations between two looks at events.
+const LONGEST_RUN: usize = 1024;
 /// As [`LONGEST_RUN`], if the body has accesses that are checked one by one, and each may wait for memory.
-const LONGEST_CHECKED_RUN: u32 = 128;
+const LONGEST_CHECKED_RUN: usize = 128;
+/// Most instructions between two looks at events: a microsecond, or a hundred if they are the slowest.
+const LONGEST_STRETCH: usize = 4096;
 
 /// What exchanging two registers before and behind the loop costs, as their uses are counted.
 const LEAST_GAIN: u32 = 2;
@@ -179,7 +181,8 @@ impl Builder<'_> {
         self.asm.bind(ways.again);
         self.look_at_events(ways.event);
         let checked = (0..self.instructions.len()).any(|at| self.may_call(at));
-        let longest = if checked { LONGEST_CHECKED_RUN } else { LONGEST_RUN } as i32;
+        let longest = if checked { LONGEST_CHECKED_RUN } else { LONGEST_RUN };
+        let longest = longest.min(LONGEST_STRETCH / self.instructions.len()) as i32;
         let mut bounded = false;
         for check in self.shares.loop_checks() {
             self.linear(&check.start);
