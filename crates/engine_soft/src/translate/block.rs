@@ -243,20 +243,7 @@ impl<'a> Builder<'a> {
             self.flags = FlagHome::Saved;
         }
         self.count_block();
-        let mut end = After::Next;
-        while let Some(i) = self.instructions.get(self.index).copied() {
-            self.see_stores();
-            match self.stack_run() {
-                0 | 1 => {
-                    end = self.instruction(&i);
-                    if i.flow_control() == FlowControl::ConditionalBranch {
-                        self.count_stretch(self.index + 1);
-                    }
-                }
-                count => self.translate_stack_run(count),
-            }
-            self.index += 1;
-        }
+        let end = self.translate_to(self.instructions.len());
         if end == After::Next {
             self.see_stores();
             self.tell_x87();
@@ -285,6 +272,27 @@ impl<'a> Builder<'a> {
         let (depends, references) = (self.depends.unwrap_or_default(), self.asm.references.take());
         let all_copied = self.all_copied;
         Some(Built { code: self.asm.bytes, entries, insns, all_copied, undefined, depends, references })
+    }
+
+    /// Translates the instructions from the current one up to the one with a number, which is the current one then. Tells
+    /// what comes behind the last.
+    pub fn translate_to(&mut self, end: usize) -> After {
+        let mut after = After::Next;
+        while self.index < end {
+            self.see_stores();
+            match self.stack_run() {
+                0 | 1 => {
+                    let i = self.instructions[self.index];
+                    after = self.instruction(&i);
+                    if i.flow_control() == FlowControl::ConditionalBranch {
+                        self.count_stretch(self.index + 1);
+                    }
+                }
+                count => self.translate_stack_run(count),
+            }
+            self.index += 1;
+        }
+        after
     }
 
     /// The translation depends on the bytes of an instruction of the page.
@@ -386,7 +394,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Translates one instruction.
-    pub fn instruction(&mut self, i: &Instruction) -> After {
+    fn instruction(&mut self, i: &Instruction) -> After {
         self.begin(i);
         if i.flow_control() != FlowControl::Next {
             self.tell_x87();

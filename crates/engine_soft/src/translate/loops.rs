@@ -30,12 +30,12 @@
 //! after exactly as many, because it changes by the same constant each time.
 
 use super::asm::{Alu, Label, S1, S2, cc};
-use super::block::{Builder, Cold};
+use super::block::Builder;
 use super::dead::Remake;
 use super::flags::FlagHome;
 use super::operand::{self, Place};
 use super::share::RangeCheck;
-use super::shared::{BUDGET, LIMIT, SHARE_TRACKER, SHARES, home};
+use super::shared::{BUDGET, LIMIT, home};
 use super::thunks::Exit;
 use super::transfer::{self, Target};
 use super::unit::Next;
@@ -154,26 +154,9 @@ impl Builder<'_> {
         (self.flags, self.remake) = (FlagHome::Saved, lost);
         self.asm.bind(top);
         self.count_block();
-        self.loop_body();
+        self.translate_to(self.instructions.len() - 1);
         self.close(&ways);
         self.emit_loop_exits(&ways, start, first);
-    }
-
-    fn loop_body(&mut self) {
-        while self.index + 1 < self.instructions.len() {
-            self.see_stores();
-            match self.stack_run() {
-                0 | 1 => {
-                    let i = self.instructions[self.index];
-                    self.instruction(&i);
-                    if i.is_jcc_short_or_near() {
-                        self.count_stretch(self.index + 1);
-                    }
-                }
-                count => self.translate_stack_run(count),
-            }
-            self.index += 1;
-        }
     }
 
     /// Looks at events, makes the checks, and sets the limit.
@@ -279,7 +262,9 @@ impl Builder<'_> {
         }
         self.clobbered();
         self.remake = ways.lost;
-        self.see_stores_of_body(unseen, &i);
+        if unseen != 0 {
+            self.see_stores_of_body(unseen, &i);
+        }
         match ways.counter {
             Some(counter) => {
                 self.compare_with_limit(counter);
@@ -293,7 +278,8 @@ impl Builder<'_> {
         }
         if let Some((out, flags)) = out {
             self.asm.bind(out);
-            (self.flags, self.remake, self.site) = (flags, None, None);
+            (self.flags, self.remake) = (flags, None);
+            (self.site, self.call) = (None, None);
             self.shares.unseen = unseen;
             self.see_all_stores();
             self.swap();
@@ -307,18 +293,13 @@ impl Builder<'_> {
 
     /// Looks at the trackers of an iteration's stores before the next one. The last instruction has jumped.
     fn see_stores_of_body(&mut self, unseen: u8, last: &Instruction) {
-        let Some(to) = Target::of(last).filter(|_| unseen != 0) else { return };
+        self.shares.unseen = unseen;
+        self.call = Target::of(last);
         let site = self.site();
-        self.context.sites[site].next = Next::Spare;
-        for slot in (0..SHARES).filter(|slot| unseen >> slot & 1 != 0) {
-            let from = self.asm.label();
-            self.asm.load_gs(S1, SHARE_TRACKER + 16 * slot);
-            self.asm.cmp_byte_zero(S1);
-            self.asm.jcc(cc::NE, from);
-            let (back, flags, remake) = (self.asm.mark(), self.flags, self.remake);
-            let call = Some(to);
-            self.cold.push(Cold::Note { from, site, back, flags, tracker: S1, call, x87: None, remake });
+        if let Some(site) = self.context.sites.get_mut(site) {
+            site.next = Next::Spare;
         }
+        self.see_all_stores();
     }
 
     fn compare_with_limit(&mut self, Counter { register, wide, .. }: Counter) {
@@ -396,11 +377,14 @@ impl Builder<'_> {
                 Place::Home => None,
             })
             .collect();
+        if swaps.is_empty() {
+            return swaps;
+        }
         let renamed: Vec<Instruction> = self.instructions.iter().map(|i| renamed(i, &swaps)).collect();
         let mut encoder = Encoder::new(64);
         // Branches are not copied, and need not be near.
         let mut copied = renamed.iter().filter(|i| i.op_count() > 0 && i.op0_kind() != OpKind::NearBranch64);
-        if swaps.is_empty() || copied.any(|i| encoder.encode(i, 0).is_err()) {
+        if copied.any(|i| encoder.encode(i, 0).is_err()) {
             return Vec::new();
         }
         self.instructions = renamed;
@@ -449,7 +433,7 @@ impl Builder<'_> {
         // What was added, and to how much of the register, if it was.
         let mut changes = [Some((0_i32, None)); 16];
         for i in &self.instructions {
-            let added = constant_added(i);
+            let added = step_of(i);
             for used in self.info.info(i).used_registers() {
                 if !used.register().is_gpr() || !operand::writes(used.access()) {
                     continue;
@@ -471,29 +455,17 @@ impl Builder<'_> {
 }
 
 /// What an instruction adds to the register that is its first operand, and whether to 64 bits of it.
-fn constant_added(i: &Instruction) -> Option<(i32, bool)> {
-    use Mnemonic as M;
-    let size = if i.op_count() > 0 && i.op0_kind() == OpKind::Register { i.op0_register().size() } else { 0 };
-    if size < 4 || i.is_stack_instruction() {
+fn step_of(i: &Instruction) -> Option<(i32, bool)> {
+    if i.op_count() == 0 || i.op0_kind() != OpKind::Register || i.op0_register().size() < 4 {
         return None;
     }
-    let constant = || match i.op_kind(1) {
-        OpKind::Immediate8to64 | OpKind::Immediate32to64 | OpKind::Immediate8to32 | OpKind::Immediate32 => {
-            i32::try_from(i.immediate(1) as i64).ok().or_else(|| Some(i.immediate(1) as i32))
-        }
-        _ => None,
+    let step = if i.mnemonic() == Mnemonic::Lea {
+        let moves = i.memory_base() == i.op0_register() && i.memory_index() == Register::None;
+        moves.then_some(i.memory_displacement64() as i64)
+    } else {
+        super::values::constant_added(i)
     };
-    let step = match i.mnemonic() {
-        M::Inc => Some(1),
-        M::Dec => Some(-1),
-        M::Add => constant(),
-        M::Sub => constant().and_then(i32::checked_neg),
-        M::Lea if i.memory_base() == i.op0_register() && i.memory_index() == Register::None => {
-            i32::try_from(i.memory_displacement64() as i64).ok()
-        }
-        _ => None,
-    };
-    step.map(|step| (step, size == 8))
+    Some((i32::try_from(step?).ok()?, i.op0_register().size() == 8))
 }
 
 /// Whether an encoding leaves no choice of an operand's register.

@@ -100,20 +100,12 @@ impl Values {
             .then(|| operand::number(i.op0_register()));
         let from = (i.op_count() == 2 && i.op1_kind() == OpKind::Register && self.is_full(i.op1_register()))
             .then(|| self.get(operand::number(i.op1_register())));
-        let constant = |op: u32| match i.op_kind(op) {
-            OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(i.immediate(op) as i64),
-            OpKind::Immediate8to32 | OpKind::Immediate32 => Some(i64::from(i.immediate(op) as i32)),
-            _ => None,
-        };
         let changed = |old: Value, plus: i64| Value { plus: old.plus.wrapping_add(plus), ..old };
         let known = to.and_then(|to| {
             let old = self.get(to);
             match i.mnemonic() {
                 M::Mov => from,
-                M::Add => constant(1).map(|plus| changed(old, plus)),
-                M::Sub => constant(1).map(|less| changed(old, less.wrapping_neg())),
-                M::Inc => Some(changed(old, 1)),
-                M::Dec => Some(changed(old, -1)),
+                M::Add | M::Sub | M::Inc | M::Dec => constant_added(i).map(|plus| changed(old, plus)),
                 M::Lea => {
                     let at = GuestAddress::of(self.kind, i).ok();
                     at.filter(|at| at.width == self.width() && at.index.is_none()).and_then(|at| {
@@ -134,5 +126,21 @@ impl Values {
         if let Some((to, value)) = known {
             self.set(to, value);
         }
+    }
+}
+
+/// What ADD, SUB, INC or DEC adds to its first operand, of 32 or 64 bits, if that is a constant.
+pub(super) fn constant_added(i: &Instruction) -> Option<i64> {
+    let constant = || match i.op_kind(1) {
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(i.immediate(1) as i64),
+        OpKind::Immediate8to32 | OpKind::Immediate32 => Some(i64::from(i.immediate(1) as i32)),
+        _ => None,
+    };
+    match i.mnemonic() {
+        Mnemonic::Inc => Some(1),
+        Mnemonic::Dec => Some(-1),
+        Mnemonic::Add => constant(),
+        Mnemonic::Sub => constant().map(i64::wrapping_neg),
+        _ => None,
     }
 }

@@ -83,8 +83,12 @@ impl Cpu {
         let after: Vec<Vec<u8>> = log.stores.iter().map(|(at, old)| self.bytes_at(*at, old.len())).collect();
         self.undo(&log, &before);
         self.shared.rip_page = page;
+        // A block that was not compared may have been left so.
+        if let Some(translator) = &mut self.translator {
+            translator.left_in_middle = false;
+        }
         let exit = self.enter(host);
-        if self.translator.as_mut().is_some_and(|translator| std::mem::take(&mut translator.left_in_middle)) {
+        if self.translator.as_ref().is_some_and(|translator| translator.left_in_middle) {
             self.undo(&log, &before);
             self.shared.rip_page = page;
             self.shared.argument = before.regs[17].wrapping_sub(page);

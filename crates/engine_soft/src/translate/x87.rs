@@ -165,7 +165,7 @@ impl Builder<'_> {
     pub fn emit_want_x87(&mut self, from: super::asm::Label, back: super::asm::Label, site: usize) {
         self.asm.bind(from);
         self.asm.mov_number(S2, site as u32, Refers::Site);
-        self.asm.call_to(self.context.thunks.call_x87);
+        self.call_out(self.context.thunks.call_x87);
         self.asm.jmp(back);
     }
 }

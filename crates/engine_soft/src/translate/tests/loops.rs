@@ -1,7 +1,10 @@
 //! Loops of one block: random bodies that move pointers by constants through several pages, into one that is missing.
 
-use super::{Random, differential_in, state};
+use super::pages::{LINEAR, memory, physical};
+use super::{NoDevices, Random, differential_in, state};
+use crate::interp::harness;
 use crate::translate::TranslationSettings;
+use engine::VmExit;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -110,4 +113,46 @@ fn loops_end_as_in_the_interpreter() {
 fn loops_that_are_counted_end_as_in_the_interpreter() {
     let settings = TranslationSettings { counted: true, ..TranslationSettings::default() };
     differential_in(1500, 0x7531_2468_9abc_def1, settings, program, |_, body| body.to_vec(), state);
+}
+
+/// Words of ten pages are added up from below, and the sums stored from above into the next ten. Neighbouring pages are
+/// not neighbours in RAM, so an iteration too many behind a check meets other words.
+#[test]
+fn loops_follow_the_page_tables() {
+    const WORDS: u64 = 10 * 512 - 3;
+    let mut a = CodeAssembler::new(64).expect("64 is a mode");
+    let mut assemble = || {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.add(rax, qword_ptr(rbx))?;
+        a.mov(qword_ptr(rdi), rax)?;
+        a.add(rbx, 8)?;
+        a.sub(rdi, 8)?;
+        a.dec(rcx)?;
+        a.jne(top)?;
+        a.hlt()?;
+        a.assemble(harness::CODE)
+    };
+    let code = assemble().expect("the program assembles");
+    let mut cpu = harness::cpu_in(memory(), &harness::long_state());
+    cpu.enable_translation(TranslationSettings::default()).expect("the host has memory");
+    let place = |word: u64| physical(word / 512) + word % 512 * 8;
+    for word in 0..WORDS {
+        cpu.memory.write(place(word), &(word * word).to_le_bytes()).expect("is RAM");
+    }
+    cpu.memory.write(harness::CODE, &code).expect("is RAM");
+    let mut start = harness::long_state();
+    let last = 20 * 512 - 1;
+    (start.gprs[0], start.gprs[1], start.gprs[3], start.gprs[7]) = (0, WORDS, LINEAR, LINEAR + last * 8);
+    cpu.restore(&start).expect("the state is legal");
+    assert_eq!(cpu.run(&NoDevices, None), VmExit::Halted);
+    let mut sum = 0_u64;
+    for word in 0..WORDS {
+        sum += word * word;
+        let mut stored = [0; 8];
+        cpu.memory.read(place(last - word), &mut stored).expect("is RAM");
+        assert_eq!(u64::from_le_bytes(stored), sum, "word {word}");
+    }
+    // Only checks before iterations leave what they found there.
+    assert!(cpu.shared.shares[..2].iter().all(|[addend, _]| *addend != 0), "the second translation ran");
 }

@@ -12,14 +12,14 @@ use std::sync::Arc;
 const PAGES: u64 = 1 << 14;
 const FIRST: u64 = 0x40_0000;
 /// Where they are mapped.
-const LINEAR: u64 = 1 << 30;
+pub(super) const LINEAR: u64 = 1 << 30;
 /// Page tables of the harness, and of the data.
 const TABLES: u64 = 0x30_0000;
 const DATA_TABLES: u64 = 0x31_0000;
 const ROUNDS: u64 = 300_000;
 const FACTOR: u64 = 0x5851_f42d_4c95_7f2d;
 
-fn physical(page: u64) -> u64 {
+pub(super) fn physical(page: u64) -> u64 {
     FIRST + (page * 0x2f35 % PAGES << 12)
 }
 
@@ -28,7 +28,7 @@ fn put(memory: &GuestMemory, address: u64, value: u64) {
 }
 
 /// RAM with the harness's tables, and the data's.
-fn memory() -> Arc<GuestMemory> {
+pub(super) fn memory() -> Arc<GuestMemory> {
     let memory = GuestMemory::new(&[(0, FIRST + (PAGES << 12))]).expect("the host has memory");
     put(&memory, TABLES, TABLES + 0x1003);
     put(&memory, TABLES + 0x1000, TABLES + 0x2003);
