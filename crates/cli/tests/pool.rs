@@ -97,6 +97,34 @@ fn volumes_keep_their_content() {
 }
 
 #[test]
+fn clones_and_templates_outlive_their_sources() {
+    let folder = pool(&["a.img", "b.img"]);
+    let folder = folder.path();
+    vireo(folder, "image convert -O pool a.raw web.pool/golden");
+    refused(folder, "pool volume clone web.pool golden web", "is no template");
+    vireo(folder, "pool volume snapshot web.pool golden v1");
+    vireo(folder, "pool volume clone web.pool golden@v1 web");
+    vireo(folder, "pool volume template web.pool golden");
+    refused(folder, "image convert -n -O pool a.raw web.pool/golden", "read-only");
+    vireo(folder, "pool volume clone web.pool golden mail");
+    let volumes = json(folder, "pool volume list --json web.pool");
+    assert_eq!((&volumes[1]["origin"], &volumes[1]["allocated"]), (&"golden@v1".into(), &0.into()));
+    assert_eq!(
+        (&volumes[0]["template"], &volumes[0]["snapshots"][0]["clones"][1]),
+        (&true.into(), &"mail".into())
+    );
+    assert!(vireo(folder, "pool info web.pool").contains("shared with golden@v1"));
+    let copied = json(folder, "pool volume flatten --json web.pool mail");
+    assert_eq!(copied["chunks-copied"].as_u64().map(|chunks| chunks << 18), volumes[1]["shared"].as_u64());
+    vireo(folder, "pool volume template --off web.pool golden");
+    vireo(folder, "pool volume delete --with-snapshots web.pool golden");
+    for volume in ["web", "mail"] {
+        same(folder, volume);
+    }
+    vireo(folder, "pool scrub web.pool");
+}
+
+#[test]
 fn a_lost_member_is_replaced() {
     let folder = pool(&["a.img", "b.img"]);
     let folder = folder.path();

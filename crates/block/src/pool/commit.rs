@@ -1,10 +1,10 @@
 //! Making data durable, and then the records that lead to them.
 
-use super::Pool;
-use super::record::{MemberId, Place, Record};
+use super::record::{MemberId, Place, Record, Slot};
 use super::stored::{self, Area, BLOCK, LOG, Root};
+use super::{Inner, Pool};
 use crate::BlockBackend;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -239,7 +239,9 @@ impl Pool {
         }
         if inner.state.is_healthy(member) {
             inner.space.set_closed(member, true);
+            let unflushed = inner.unflushed_on(member);
             inner.change(vec![Record::MemberFailed { member }])?;
+            inner.change(unflushed)?;
         }
         Ok(())
     }
@@ -252,6 +254,36 @@ impl Pool {
             slot.places().iter().any(|place| place.member == member)
                 && !slot.places().iter().any(|place| inner.state.is_healthy(place.member))
         })
+    }
+}
+
+impl Inner {
+    /// Records that forget copies on a member which were made since the last commit, where there are others: nobody knows
+    /// whether the member has them.
+    fn unflushed_on(&self, member: MemberId) -> Vec<Record> {
+        let mapped = self.queue.iter().filter_map(|record| match record {
+            Record::Mapped { slot, .. } => slot.places().iter().find(|place| place.member == member),
+            _ => None,
+        });
+        let recent: BTreeSet<Place> = mapped.copied().collect();
+        if recent.is_empty() {
+            return Vec::new();
+        }
+        let mut records = Vec::new();
+        for (id, layer) in &self.state.layers {
+            for (chunk, slot) in &layer.map {
+                let Slot::Data { copies, written } = *slot else { continue };
+                let others = copies.filter(|place| place.member != member);
+                let known = others.is_some_and(|others| self.state.healthy(&others).is_some());
+                if let Some(copies) = others.filter(|_| known)
+                    && slot.places().iter().any(|place| recent.contains(place))
+                {
+                    let slot = Slot::Data { copies, written };
+                    records.push(Record::Mapped { layer: *id, chunk: *chunk, slot });
+                }
+            }
+        }
+        records
     }
 }
 

@@ -59,6 +59,14 @@ pub struct VolumeInfo {
     pub redirected: u64,
     /// Chunks that are on fewer members than they should be.
     pub degraded_chunks: u64,
+    /// It is not written to, and clones are made of it.
+    pub template: bool,
+    /// What it is a clone of: `VOLUME@SNAPSHOT`, or `VOLUME` alone when that snapshot was deleted or the volume inherited
+    /// it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Bytes of its content that it shares with its origin: what flattening it copies.
+    pub shared: u64,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<PoolSnapshotInfo>,
 }
@@ -75,6 +83,8 @@ pub struct PoolSnapshotInfo {
     pub size: u64,
     /// Bytes on the members that deleting it would free.
     pub exclusive: u64,
+    /// Volumes that are clones of it.
+    pub clones: Vec<String>,
 }
 
 fn uuid(number: u128) -> String {
@@ -133,6 +143,7 @@ impl Pool {
                 time: snapshot.time,
                 size: snapshot.size,
                 exclusive,
+                clones: state.clones_of(*layer),
             })
         });
         let snapshots: Vec<PoolSnapshotInfo> = snapshots.collect();
@@ -145,7 +156,11 @@ impl Pool {
             }
             Slot::Zero => false,
         });
+        let shared = state.bottom(volume).map_or(0, |bottom| state.inherited(bottom).len() as u64);
         Some(VolumeInfo {
+            template: found.template,
+            origin: state.origin_name(volume),
+            shared: shared * self.chunk,
             degraded_chunks: degraded.count() as u64,
             allocated: layers.iter().map(|layer| bytes(*layer)).sum(),
             redirected: if snapshots.is_empty() { 0 } else { bytes(found.top) },

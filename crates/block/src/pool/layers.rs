@@ -17,7 +17,7 @@ impl State {
         self.layers.iter().filter(|(_, layer)| layer.parent == Some(parent)).map(|(id, _)| *id).collect()
     }
 
-    fn new_layer(&mut self, layer: LayerId) -> Result<(), Contradiction> {
+    pub(super) fn new_layer(&mut self, layer: LayerId) -> Result<(), Contradiction> {
         if layer != self.next_layer {
             return Err(contradiction(format!("Layer {layer} is there already")));
         }
@@ -44,12 +44,22 @@ impl State {
         let found = self.volume(volume)?;
         let (top, size) = (found.top, found.settings.size);
         self.layer(top)?;
+        self.check_depth(top)?;
         self.new_layer(layer)?;
         self.layer(top)?.snapshot = Some(Snapshot { name: name.to_owned(), time, size });
         let map = BTreeMap::new();
         self.layers.insert(layer, Layer { volume, parent: Some(top), snapshot: None, map });
         self.volume(volume)?.top = layer;
         Ok(Vec::new())
+    }
+
+    /// Checks that another layer may stand on this one.
+    pub(super) fn check_depth(&self, layer: LayerId) -> Result<(), Contradiction> {
+        if std::iter::successors(Some(layer), |id| self.layers.get(id)?.parent).count() < LAYERS_MAX {
+            return Ok(());
+        }
+        let text = format!("A volume stands on at most {} snapshots; flatten the clone", LAYERS_MAX - 1);
+        Err(contradiction(text))
     }
 
     pub(super) fn revert(
@@ -63,7 +73,9 @@ impl State {
             Some(snapshot) if found.volume == volume => snapshot.size,
             _ => return Err(contradiction(format!("Layer {snapshot} is no snapshot of volume {volume}"))),
         };
-        let old = self.volume(volume)?.top;
+        let found = self.volume(volume)?;
+        found.check_writable()?;
+        let old = found.top;
         self.new_layer(layer)?;
         let mut freed = self.drop_layer(old);
         let map = BTreeMap::new();
@@ -71,17 +83,22 @@ impl State {
         let found = self.volume(volume)?;
         found.top = layer;
         found.settings.size = size;
-        freed.extend(self.tidy(volume));
+        freed.extend(self.tidy());
         Ok(freed)
     }
 
     pub(super) fn delete_snapshot(&mut self, snapshot: LayerId) -> Result<Vec<Place>, Contradiction> {
         let found = self.layer(snapshot)?;
-        if found.snapshot.take().is_none() {
-            return Err(contradiction(format!("Layer {snapshot} is no snapshot")));
-        }
         let volume = found.volume;
-        Ok(self.tidy(volume))
+        let name = found.snapshot.as_ref().map(|snapshot| snapshot.name.clone());
+        let name = name.ok_or_else(|| contradiction(format!("Layer {snapshot} is no snapshot")))?;
+        let found = self.volume(volume)?;
+        let (top, template) = (found.top, found.template);
+        if template && self.layer(top)?.parent == Some(snapshot) {
+            return Err(contradiction(format!("Snapshot {name:?} is what the template is made of")));
+        }
+        self.layer(snapshot)?.snapshot = None;
+        Ok(self.tidy())
     }
 
     /// Removes a layer and tells the places it had.
@@ -93,21 +110,20 @@ impl State {
     }
 
     /// Removes layers without a name that nobody stands on, and joins those that one stands on with that one.
-    fn tidy(&mut self, volume: VolumeId) -> Vec<Place> {
+    pub(super) fn tidy(&mut self) -> Vec<Place> {
         let mut freed = Vec::new();
-        let top = self.volumes.get(&volume).map(|volume| volume.top);
+        let tops: BTreeSet<LayerId> = self.volumes.values().map(|volume| volume.top).collect();
         loop {
             // What stands on each, and how many do.
             let mut children: BTreeMap<LayerId, (usize, LayerId)> = BTreeMap::new();
-            let own = || self.layers.iter().filter(|(_, layer)| layer.volume == volume);
-            for (id, layer) in own() {
+            for (id, layer) in &self.layers {
                 if let Some(parent) = layer.parent {
                     children.entry(parent).or_insert((0, *id)).0 += 1;
                 }
             }
-            let idle = own().find_map(|(id, layer)| {
+            let idle = self.layers.iter().find_map(|(id, layer)| {
                 let (count, child) = children.get(id).copied().unzip();
-                let needed = layer.snapshot.is_some() || Some(*id) == top || count > Some(1);
+                let needed = layer.snapshot.is_some() || tops.contains(id) || count > Some(1);
                 (!needed).then_some((*id, child))
             });
             match idle {
@@ -139,7 +155,7 @@ impl State {
     }
 
     /// Forgets zeros that hide nothing.
-    fn drop_idle_zeros(&mut self, layer: LayerId) {
+    pub(super) fn drop_idle_zeros(&mut self, layer: LayerId) {
         let Some(found) = self.layers.get(&layer) else { return };
         let idle: Vec<u32> = found
             .map
@@ -180,6 +196,7 @@ impl State {
             return Err(contradiction("A member has a number that is not given yet"));
         }
         self.verify_volumes()?;
+        self.find_families();
         let ids: Vec<LayerId> = self.layers.keys().copied().collect();
         for id in ids {
             self.verify_layer(id)?;
@@ -201,6 +218,9 @@ impl State {
             if !names.insert(&volume.settings.name) || *id >= self.next_volume {
                 return Err(contradiction(format!("The name or number of volume {id} is not its own")));
             }
+            if volume.template && !self.is_as_its_snapshot(*id) {
+                return Err(contradiction(format!("Volume {id} is a template, but no snapshot of it")));
+            }
             if top.is_none_or(|layer| layer.volume != *id || layer.snapshot.is_some())
                 || !self.children_of(volume.top).is_empty()
             {
@@ -213,30 +233,27 @@ impl State {
     fn verify_layer(&mut self, id: LayerId) -> Result<(), Contradiction> {
         let Some(layer) = self.layers.get(&id) else { return Ok(()) };
         let wrong = |what: &str| Err(contradiction(format!("Layer {id} {what}")));
-        let Some(volume) = self.volumes.get(&layer.volume) else { return wrong("is of no volume") };
+        if !self.volumes.contains_key(&layer.volume) {
+            return wrong("is of no volume");
+        }
         // Parents are older than their children: there is no loop.
         let parent = layer.parent.map(|parent| self.layers.get(&parent).filter(|_| parent < id));
-        if parent.is_some_and(|parent| parent.is_none_or(|parent| parent.volume != layer.volume)) {
+        if parent.is_some_and(|parent| parent.is_none()) {
             return wrong("has a parent that is none");
         }
         if id >= self.next_layer {
             return wrong("has a number that is not given yet");
         }
-        let mut size = volume.settings.size;
         if let Some(snapshot) = &layer.snapshot {
             check_name("snapshot", &snapshot.name)?;
             self.check_size(snapshot.size)?;
-            size = size.max(snapshot.size);
             if self.snapshot_named(layer.volume, &snapshot.name).is_some_and(|(other, _)| other != id) {
                 return wrong("has the name of another snapshot");
             }
         }
-        // A layer whose name is gone keeps what others need, however long their disks are.
-        let is_top = volume.top == id;
-        let end = self.chunks_of(size);
         let data = layer.map.iter().rev().find(|(_, slot)| matches!(slot, Slot::Data { .. }));
-        let last = data.map(|(chunk, _)| *chunk);
-        if (is_top || layer.snapshot.is_some()) && last.is_some_and(|last| u64::from(last) >= end) {
+        let last = data.map(|(chunk, _)| u64::from(*chunk));
+        if last.zip(self.end_of(id, layer)).is_some_and(|(last, end)| last >= end) {
             return wrong("goes on beyond the end of its volume");
         }
         let places: Vec<Place> = layer.map.values().flat_map(Slot::places).copied().collect();

@@ -10,8 +10,13 @@ use std::io::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-fn not_found(what: &str, name: &str) -> Error {
+pub(super) fn not_found(what: &str, name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("The pool has no {what} {name:?}"))
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
 }
 
 impl Pool {
@@ -47,14 +52,16 @@ impl Pool {
         self.commit()
     }
 
-    /// Removes a volume. One with snapshots is removed with them only if that is wanted.
+    /// Removes a volume. One with snapshots is removed with them only if that is wanted. What clones of it need stays.
     pub fn delete_volume(&self, name: &str, with_snapshots: bool) -> Result<()> {
         let (volume, snapshots) = {
             let state = &self.inner.read().state;
             let (volume, _) = state.volume_named(name).ok_or_else(|| not_found("volume", name))?;
-            (volume, state.layers_of(volume).count() - 1)
+            let named =
+                |layer: &LayerId| state.layers.get(layer).is_some_and(|layer| layer.snapshot.is_some());
+            (volume, state.layers_of(volume).any(|layer| named(&layer)))
         };
-        if snapshots > 0 && !with_snapshots {
+        if snapshots && !with_snapshots {
             let text = format!("Volume {name:?} has snapshots; delete them first, or with it");
             return Err(Error::new(ErrorKind::InvalidInput, text));
         }
@@ -70,7 +77,7 @@ impl Pool {
         let volume = self.volume_id(volume)?;
         let gate = self.gate(volume);
         let _gate = gate.write();
-        let time = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
+        let time = now();
         {
             let mut inner = self.writable_inner()?;
             let layer = inner.state.next_layer;
@@ -94,7 +101,7 @@ impl Pool {
         self.commit()
     }
 
-    /// Removes a snapshot, and frees what only it had.
+    /// Removes a snapshot, and frees what only it had. What clones of it need stays.
     pub fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
         let volume = self.volume_id(volume)?;
         let gate = self.gate(volume);
@@ -142,7 +149,7 @@ impl Pool {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, "The volume was deleted"))
     }
 
-    fn writable_inner(&self) -> Result<parking_lot::RwLockWriteGuard<'_, super::Inner>> {
+    pub(super) fn writable_inner(&self) -> Result<parking_lot::RwLockWriteGuard<'_, super::Inner>> {
         if self.read_only { Err(ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(self.inner.write()) }
     }
 

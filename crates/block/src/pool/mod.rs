@@ -16,6 +16,8 @@
 //! No lock is held across I/O but that of the commit, which only flushes take. Who writes or reads a chunk where it is
 //! shares a hold on it, who gives it another place has it alone ([`holds`]).
 
+mod clone;
+mod clones;
 mod commit;
 mod file;
 mod holds;
@@ -46,7 +48,7 @@ pub use volume::PoolVolume;
 use crate::BlockBackend;
 use crate::error::BlockError;
 use commit::Log;
-use holds::Holds;
+use holds::{Hold, Holds};
 use parking_lot::{Mutex, RwLock};
 use record::{MemberId, Place, Record, VolumeId};
 use regions::Regions;
@@ -90,7 +92,7 @@ pub struct Pool {
     commits: AtomicU64,
     holds: Holds,
     regions: Mutex<Regions>,
-    /// Taken for reading by requests, for writing by what concerns a whole volume.
+    /// Taken for reading by requests, for writing by what concerns a whole volume; one for each family of clones.
     gates: Mutex<HashMap<VolumeId, Arc<RwLock<()>>>>,
     /// Volumes that are somebody's disk to write to.
     writers: Mutex<HashSet<VolumeId>>,
@@ -110,8 +112,22 @@ impl Pool {
         self.inner.write().change(records)
     }
 
+    /// One for all volumes that share layers.
     fn gate(&self, volume: VolumeId) -> Arc<RwLock<()>> {
-        self.gates.lock().entry(volume).or_default().clone()
+        let family = self.inner.read().state.family(volume);
+        self.gates.lock().entry(family).or_default().clone()
+    }
+
+    /// Holds a chunk of a volume, and of those that share layers with it, together with others ([`Holds::share`]).
+    fn share(&self, volume: VolumeId, chunk: u32) -> Hold<'_> {
+        let family = self.inner.read().state.family(volume);
+        self.holds.share(family, chunk)
+    }
+
+    /// The same without others ([`Holds::alone`]).
+    fn alone(&self, volume: VolumeId, chunk: u32) -> Hold<'_> {
+        let family = self.inner.read().state.family(volume);
+        self.holds.alone(family, chunk)
     }
 
     /// The file of a member, which must not have failed.
@@ -152,8 +168,15 @@ impl Inner {
         let chunks: u64 = self.state.members.values().map(|member| u64::from(member.chunks)).sum();
         // Beyond the limit, only what makes the state smaller, or must be said, still goes.
         let grows = records.iter().any(|record| {
-            use Record::{Mapped, Snapshotted, VolumeCreated, VolumeResized};
-            matches!(record, Mapped { .. } | Snapshotted { .. } | VolumeCreated { .. } | VolumeResized { .. })
+            use Record::{Cloned, Mapped, Snapshotted, VolumeCreated, VolumeResized};
+            matches!(
+                record,
+                Mapped { .. }
+                    | Snapshotted { .. }
+                    | VolumeCreated { .. }
+                    | VolumeResized { .. }
+                    | Cloned { .. }
+            )
         });
         let more = records.len() as u64 * 48 + 4096;
         if grows && self.state.stored_size() + more > stored::state_max(chunks) {

@@ -181,6 +181,12 @@ pub enum Record {
     Dirtied { volume: VolumeId, region: u32 },
     /// They are equal.
     Cleaned { volume: VolumeId, region: u32 },
+    /// A volume begins as a clone: its content is that of a snapshot of another volume, whose layers it stands on.
+    Cloned { volume: VolumeId, layer: LayerId, source: LayerId, settings: VolumeSettings },
+    /// The oldest layer of a clone has all that it needs, and stands on nothing any more.
+    Detached { layer: LayerId },
+    /// A volume becomes a template, which is not written to, or ceases to be one.
+    Templated { volume: VolumeId, on: bool },
 }
 
 /// What a volume is made with.

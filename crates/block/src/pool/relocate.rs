@@ -157,7 +157,7 @@ impl Pool {
     ) -> Result<bool> {
         let gate = self.gate(volume);
         let _gate = gate.read();
-        let _hold = self.holds.alone(volume, chunk);
+        let _hold = self.alone(volume, chunk);
         let settings = self.settings(volume)?;
         let slot =
             self.inner.read().state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk)).copied();

@@ -43,7 +43,7 @@ impl Pool {
         at: u64,
         buffers: &mut [IoSliceMut<'_>],
     ) -> Result<()> {
-        let _hold = self.holds.share(volume, chunk);
+        let _hold = self.share(volume, chunk);
         let found = self.inner.read().state.find(layer, chunk);
         match found {
             Found::Zeros | Found::Reserved(_) => {
@@ -105,7 +105,7 @@ impl Pool {
         content: &Content<'_>,
     ) -> Result<()> {
         loop {
-            let hold = self.holds.share(volume, chunk);
+            let hold = self.share(volume, chunk);
             if let Some(copies) = self.in_place(layer, chunk) {
                 let _region =
                     if copies.places().len() > 1 { Some(self.use_region(volume, chunk)?) } else { None };
@@ -116,7 +116,7 @@ impl Pool {
                 // A copy missed it; before this is acknowledged, it must be forgotten.
             }
             drop(hold);
-            let _hold = self.holds.alone(volume, chunk);
+            let _hold = self.alone(volume, chunk);
             if self.in_place(layer, chunk).is_none() && self.place(volume, layer, chunk, at, content)? {
                 return Ok(());
             }
@@ -179,22 +179,33 @@ impl Pool {
             Found::Zeros => (self.allocate(&self.settings(volume)?, chunk)?, None),
             Found::Inherited(copies) => (self.allocate(&self.settings(volume)?, chunk)?, Some(copies)),
         };
-        let fresh = !matches!(found, Found::Reserved(_));
         let filled = self.fill(volume, chunk, &target, source.as_ref(), at, content);
+        if matches!(found, Found::Reserved(_)) {
+            let slot = Slot::Data { copies: filled?, written: true };
+            self.change(vec![Record::Mapped { layer, chunk, slot }])?;
+        } else {
+            self.map_filled(layer, chunk, &target, filled)?;
+        }
+        Ok(true)
+    }
+
+    /// Records the copies of a new chunk that were filled, and gives back places that were taken for others.
+    pub(super) fn map_filled(
+        &self,
+        layer: LayerId,
+        chunk: u32,
+        target: &Copies,
+        filled: Result<Copies>,
+    ) -> Result<()> {
         let recorded = filled.and_then(|copies| {
             self.change(vec![Record::Mapped { layer, chunk, slot: Slot::Data { copies, written: true } }])?;
             Ok(copies)
         });
-        if fresh {
-            let kept = recorded.as_ref().ok();
-            let mut inner = self.inner.write();
-            for place in target.places() {
-                if kept.is_none_or(|kept| !kept.places().contains(place)) {
-                    inner.space.give_back(*place);
-                }
-            }
-        }
-        recorded.map(|_| true)
+        let kept = recorded.as_ref().ok();
+        let lost =
+            target.places().iter().filter(|place| kept.is_none_or(|kept| !kept.places().contains(place)));
+        self.give_back(&lost.copied().collect::<Vec<_>>());
+        recorded.map(drop)
     }
 
     /// Leaves only copies on members that work, durably, because they are about to differ from the others.
@@ -274,7 +285,7 @@ impl Pool {
 
     /// Makes a chunk read as zeros. Its space is kept with `keep`, and by volumes that are thick.
     pub(super) fn clear_chunk(&self, volume: VolumeId, layer: LayerId, chunk: u32, keep: bool) -> Result<()> {
-        let _hold = self.holds.alone(volume, chunk);
+        let _hold = self.alone(volume, chunk);
         let mut inner = self.inner.write();
         let keep = keep || inner.state.is_thick(volume);
         match inner.state.find(layer, chunk) {

@@ -53,7 +53,7 @@ impl Pool {
             for (layer, chunk, _) in self.slots_of(volume) {
                 let gate = self.gate(volume);
                 let _gate = gate.read();
-                let _hold = self.holds.alone(volume, chunk);
+                let _hold = self.alone(volume, chunk);
                 let slot = {
                     let state = &self.inner.read().state;
                     state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk)).copied()

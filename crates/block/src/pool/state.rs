@@ -8,6 +8,9 @@
 //! snapshot "monday" ──► snapshot "tuesday" ──► top
 //!                  └──► (deleted, but its children share it) ──► …
 //! ```
+//!
+//! A clone is a volume whose oldest layer stands on a snapshot of another volume. Layers that clones need stay when their
+//! own volume goes: a clone inherits them.
 
 use super::record::{Copies, LayerId, MemberId, Place, Provisioning, Record, Slot, VolumeId, VolumeSettings};
 use super::space::Bits;
@@ -35,6 +38,8 @@ pub(super) struct Member {
 pub(super) struct Volume {
     pub settings: VolumeSettings,
     pub top: LayerId,
+    /// It is not written to; the top layer is empty and stands on a snapshot of the volume.
+    pub template: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +84,9 @@ pub(super) struct State {
     pub next_member: MemberId,
     pub next_volume: VolumeId,
     pub next_layer: LayerId,
+    /// For each volume one that stands for all it shares layers with, or did since the pool was opened.
+    #[serde(skip)]
+    pub(super) families: BTreeMap<VolumeId, VolumeId>,
     /// Places of all layers.
     #[serde(skip)]
     pub(super) used: BTreeMap<MemberId, Bits>,
@@ -183,6 +191,11 @@ impl State {
             }
             Record::Reverted { volume, snapshot, layer } => self.revert(*volume, *snapshot, *layer),
             Record::SnapshotDeleted { snapshot } => self.delete_snapshot(*snapshot),
+            Record::Cloned { volume, layer, source, settings } => {
+                self.clone_volume(*volume, *layer, *source, settings)
+            }
+            Record::Detached { layer } => self.detach(*layer),
+            Record::Templated { volume, on } => self.set_template(*volume, *on),
             Record::Dirtied { volume, region } => {
                 self.volume(*volume)?;
                 self.dirty.insert((*volume, *region));
@@ -266,7 +279,7 @@ impl State {
         Ok(freed)
     }
 
-    fn create_volume(
+    pub(super) fn create_volume(
         &mut self,
         volume: VolumeId,
         layer: LayerId,
@@ -284,7 +297,8 @@ impl State {
             ids.ok_or_else(|| contradiction("No number is left for a volume"))?;
         let map = BTreeMap::new();
         self.layers.insert(layer, Layer { volume, parent: None, snapshot: None, map });
-        self.volumes.insert(volume, Volume { settings: settings.clone(), top: layer });
+        self.volumes.insert(volume, Volume { settings: settings.clone(), top: layer, template: false });
+        self.families.insert(volume, volume);
         Ok(Vec::new())
     }
 
@@ -317,18 +331,15 @@ impl State {
     fn delete_volume(&mut self, volume: VolumeId) -> Result<Vec<Place>, Contradiction> {
         self.volume(volume)?;
         self.volumes.remove(&volume);
+        self.families.remove(&volume);
         self.dirty.retain(|(dirty, _)| *dirty != volume);
-        let layers: Vec<LayerId> = self.layers_of(volume).collect();
-        let mut freed = Vec::new();
-        for layer in layers {
-            freed.extend(self.drop_layer(layer));
-        }
-        Ok(freed)
+        Ok(self.bequeath(volume))
     }
 
     fn resize_volume(&mut self, volume: VolumeId, size: u64) -> Result<Vec<Place>, Contradiction> {
         self.check_size(size)?;
         let found = self.volume(volume)?;
+        found.check_writable()?;
         found.settings.size = size;
         let top = found.top;
         let end = u32::try_from(self.chunks_of(size)).unwrap_or(u32::MAX);
@@ -350,9 +361,8 @@ impl State {
         let found = self.layers.get(&layer);
         let found = found.ok_or_else(|| contradiction(format!("There is no layer {layer}")))?;
         let old = found.map.get(&chunk).copied();
-        let size = self.volumes.get(&found.volume).map_or(0, |volume| volume.settings.size);
-        let size = found.snapshot.as_ref().map_or(size, |snapshot| snapshot.size.max(size));
-        if old.is_none() && u64::from(chunk) >= self.chunks_of(size) {
+        let beyond = self.end_of(layer, found).is_some_and(|end| u64::from(chunk) >= end);
+        if old.is_none() && beyond {
             return Err(contradiction(format!("Chunk {chunk} is beyond the end of its volume")));
         }
         let had = old.as_ref().map(Slot::places).unwrap_or_default();
@@ -371,6 +381,18 @@ impl State {
             self.used.entry(place.member).or_default().insert(place.chunk);
         }
         Ok(freed)
+    }
+
+    /// Chunks after which a layer has no data. A layer whose name is gone keeps what others need, however long their
+    /// disks are.
+    pub(super) fn end_of(&self, id: LayerId, layer: &Layer) -> Option<u64> {
+        let volume = self.volumes.get(&layer.volume);
+        let size = volume.map_or(0, |volume| volume.settings.size);
+        let is_top = volume.is_none_or(|volume| volume.top == id);
+        match &layer.snapshot {
+            Some(snapshot) => Some(self.chunks_of(snapshot.size.max(size))),
+            None => is_top.then(|| self.chunks_of(size)),
+        }
     }
 
     pub(super) fn check_place(&self, place: Place) -> Result<(), Contradiction> {
@@ -404,6 +426,17 @@ impl State {
     /// Whether a volume keeps the space of what is discarded.
     pub fn is_thick(&self, volume: VolumeId) -> bool {
         self.volumes.get(&volume).is_some_and(|volume| volume.settings.provisioning != Provisioning::Thin)
+    }
+}
+
+impl Volume {
+    /// A template stays as it is.
+    pub(super) fn check_writable(&self) -> Result<(), Contradiction> {
+        let name = &self.settings.name;
+        if self.template {
+            return Err(contradiction(format!("Volume {name:?} is a template, which is not changed")));
+        }
+        Ok(())
     }
 }
 

@@ -24,7 +24,7 @@ use std::path::Path;
 /// Distance of what must not be torn by writing its neighbour: the largest physical sector in use.
 pub(super) const BLOCK: u64 = 4096;
 /// Version of everything stored.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const SUPERBLOCK: &[u8; 8] = b"VIREOPSB";
 const ROOT: &[u8; 8] = b"VIREOPRT";
 const CHECKPOINT: &[u8; 8] = b"VIREOPCP";

@@ -103,7 +103,9 @@ impl BlockBackend for PoolVolume {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let read_only = self.read_only || self.pool.read_only || self.snapshot.is_some();
+        let template =
+            self.pool.inner.read().state.volumes.get(&self.volume).is_some_and(|volume| volume.template);
+        let read_only = self.read_only || self.pool.read_only || self.snapshot.is_some() || template;
         Capabilities {
             read_only,
             discard: !self.keep_discarded,

@@ -55,6 +55,11 @@ static MEMBERS: LazyLock<Vec<Arc<Vec<u8>>>> = LazyLock::new(|| {
     drop(pool);
     let pool = make();
     change(&pool, "b");
+    pool.clone_volume("a@s1", "c").unwrap();
+    pool.clone_volume("a@s1", "d").unwrap();
+    pool.volume("c", false).unwrap().write_bytes(0, &[6; 512]).unwrap();
+    pool.set_template("c", true).unwrap();
+    pool.flatten("d", &|_| ()).unwrap();
     pool.delete_snapshot("a", "s1").unwrap();
     // The log must not end in a checkpoint.
     std::mem::forget(pool);
@@ -151,6 +156,10 @@ fn exercise(pool: &Arc<Pool>) {
         let _ = pool.revert(&volume.name, "s2");
         let _ = pool.delete_snapshot(&volume.name, "s2");
         let _ = disk.resize(1 << 18);
+        let _ = pool.clone_volume(&format!("{}@t", volume.name), "new");
+        let _ = pool.set_template(&volume.name, true);
+        let _ = pool.flatten(&volume.name, &|_| ());
+        let _ = pool.delete_volume("a", true);
     }
     let _ = pool.scrub(true, &|_| ());
     let _ = pool.rebuild(&|_| ());

@@ -4,6 +4,7 @@
 pub const SECTOR: usize = 512;
 
 /// A sector's possible contents after a crash: that of the last flush, and everything written since.
+#[derive(Clone)]
 pub struct Model {
     safe: Vec<u8>,
     pub now: Vec<u8>,

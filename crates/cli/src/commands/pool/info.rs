@@ -40,13 +40,17 @@ pub fn print_volumes(volumes: &[VolumeInfo]) {
             chunks => format!(", degraded: {chunks} chunks"),
         };
         let provisioning = format!("{:?}", volume.provisioning).to_lowercase();
+        let template = if volume.template { ", template" } else { "" };
         println!(
-            "{:<24} {:>12} {:>12} {:<20} {provisioning}{degraded}",
+            "{:<24} {:>12} {:>12} {:<20} {provisioning}{template}{degraded}",
             volume.name,
             human(volume.size),
             human(volume.allocated),
             volume.layout.to_string()
         );
+        if let Some(origin) = &volume.origin {
+            println!("{:<24} {:>12} {:>12} shared with {origin}", "", "", human(volume.shared));
+        }
         for snapshot in &volume.snapshots {
             let name = format!("  @{}", snapshot.name);
             let exclusive = human(snapshot.exclusive);

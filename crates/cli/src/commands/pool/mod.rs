@@ -22,6 +22,7 @@ Examples:
   vireo run --disk web.pool/root,format=pool …
   vireo pool volume snapshot web.pool root before-upgrade
   vireo pool volume revert web.pool root before-upgrade
+  vireo pool volume clone web.pool root@before-upgrade test
   vireo pool add web.pool c.img && vireo pool remove web.pool a.img")]
 pub struct PoolArgs {
     /// Use the pool without members that are missing; what is written then reaches them by a rebuild
@@ -44,7 +45,7 @@ enum PoolCommand {
     Add(AddArgs),
     /// Move everything off a member and take it out of the pool
     Remove(RemoveArgs),
-    /// Make, list, change and delete volumes and their snapshots
+    /// Make, list, change, clone and delete volumes and their snapshots
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
     /// Read everything and compare the copies of mirrored volumes

@@ -26,6 +26,12 @@ pub enum VolumeCommand {
     Snapshot(SnapshotArgs),
     /// Go back to a snapshot: what was written since is lost
     Revert(SnapshotArgs),
+    /// Make a volume that shares the content of a snapshot or a template, and takes space for what it writes
+    Clone(CloneArgs),
+    /// Copy what a clone shares with its source, so that it shares nothing any more
+    Flatten(FlattenArgs),
+    /// Make a volume a template: it is not written to any more, and clones are made of it by its name
+    Template(TemplateArgs),
     /// Move a volume to other members
     Move(MoveArgs),
 }
@@ -109,6 +115,35 @@ pub struct SnapshotArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CloneArgs {
+    /// Pool file
+    pool: PathBuf,
+    /// VOLUME@SNAPSHOT, or a template
+    source: String,
+    /// Name of the new volume
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct FlattenArgs {
+    /// Pool file
+    pool: PathBuf,
+    /// Clone
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct TemplateArgs {
+    /// Pool file
+    pool: PathBuf,
+    /// Volume
+    name: String,
+    /// Let it be written to again; clones that were made of it do not change
+    #[arg(long)]
+    off: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct MoveArgs {
     /// Pool file
     pool: PathBuf,
@@ -143,6 +178,16 @@ pub fn run(command: &VolumeCommand, common: Common) -> Result<()> {
         }
         VolumeCommand::Revert(arguments) => {
             common.write(&arguments.pool)?.revert(&arguments.name, &arguments.snapshot)?;
+        }
+        VolumeCommand::Clone(arguments) => {
+            common.write(&arguments.pool)?.clone_volume(&arguments.source, &arguments.name)?;
+        }
+        VolumeCommand::Flatten(arguments) => {
+            let copied = common.write(&arguments.pool)?.flatten(&arguments.name, &count)?;
+            common.done("chunks-copied", copied);
+        }
+        VolumeCommand::Template(arguments) => {
+            common.write(&arguments.pool)?.set_template(&arguments.name, !arguments.off)?;
         }
         VolumeCommand::Move(arguments) => {
             let pool = common.write(&arguments.pool)?;
