@@ -157,7 +157,10 @@ impl SystemState {
 
     /// Ticks of the time-stamp counter since time zero.
     pub(crate) fn ticks(&self, ns: u64) -> u64 {
-        (u128::from(ns) * u128::from(self.tsc_khz) / 1_000_000) as u64
+        match self.tsc_khz {
+            TSC_KHZ => ns,
+            khz => (u128::from(ns) * u128::from(khz) / 1_000_000) as u64,
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) const RCX: u8 = 1;
 #[repr(u8)]
 pub(super) enum Alu {
     Add = 0x03,
+    Or = 0x0b,
     And = 0x23,
     Sub = 0x2b,
     Xor = 0x33,
@@ -298,10 +299,10 @@ impl Asm {
         self.bytes.push(value);
     }
 
-    /// `and dword gs:[offset], value`.
-    pub fn and_gs32_imm(&mut self, offset: usize, value: u32) {
+    /// `op dword gs:[offset], value`.
+    pub fn alu_gs32_imm(&mut self, op: Alu, offset: usize, value: u32) {
         self.raw(&[0x65, 0x81]);
-        self.gs_modrm(4, offset);
+        self.gs_modrm(op as u8 >> 3, offset);
         self.imm32(value);
     }
 
@@ -364,6 +365,10 @@ impl Asm {
 
     pub fn cmp_imm32(&mut self, reg: u8, value: i32) {
         self.group1(7, reg, value, false);
+    }
+
+    pub fn or_imm32(&mut self, reg: u8, value: i32) {
+        self.group1(1, reg, value, false);
     }
 
     pub fn and_imm32(&mut self, reg: u8, value: i32) {

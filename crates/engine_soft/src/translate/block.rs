@@ -5,11 +5,12 @@
 //! are collected and emitted behind the block.
 
 use super::asm::{Alu, Asm, Label, Reference, Refers, S1, S2, cc};
+use super::cold::Cold;
 use super::dead::Remake;
 use super::flags::{FlagHome, FlagUse, flag_use, undefined_flags};
 use super::kind::CodeKind;
 use super::loops::{Closing, Swap};
-use super::memory::{GuestAddress, Policy};
+use super::memory::Policy;
 use super::share::{PLAIN, Plan, Share};
 use super::shared::{LAST_CODE_PAGE, RIP_PAGE};
 use super::thunks::{Exit, Thunks};
@@ -34,54 +35,6 @@ pub(super) struct Unknown;
 pub(super) enum After {
     Next,
     End,
-}
-
-/// Code for behind the block.
-pub(super) enum Cold {
-    /// Interprets an instruction, and those of more sites, and goes on at `back` with flags in the given home.
-    Slow {
-        from: Label,
-        site: usize,
-        more: Vec<usize>,
-        back: Label,
-        flags: FlagHome,
-        x87: Option<u16>,
-        remake: Option<Remake>,
-    },
-    /// Leaves at the outer entry.
-    Leave { from: Label, start: u16, exit: Exit },
-    /// Reports a store; the tracker pointer is in the register.
-    Note {
-        from: Label,
-        site: usize,
-        back: Label,
-        flags: FlagHome,
-        tracker: u8,
-        call: Option<Target>,
-        x87: Option<u16>,
-        remake: Option<Remake>,
-    },
-    /// The check of a group failed.
-    Share {
-        from: Label,
-        retry: Label,
-        start: GuestAddress,
-        share: Share,
-        x87: Option<u16>,
-        remake: Option<Remake>,
-    },
-    /// Loads the vector registers.
-    Vector { from: Label, back: Label, site: usize, level: u8, x87: Option<u16> },
-    /// Loads the x87 registers.
-    X87 { from: Label, back: Label, site: usize },
-    /// A direct jump back in the page.
-    Back { from: Label, to: Target, flags: FlagHome, remake: Option<Remake> },
-    /// The way out of a link whose displacement is at `at`.
-    Link { from: Label, at: u64, target: u16, flags: FlagHome },
-    /// A direct jump out of the page.
-    Far { from: Label, to: Target, flags: FlagHome },
-    /// A jump cache miss: the linear address is in [`S1`], or in the entry that [`S2`] points to.
-    Miss { from: Label, reload: Label, bad: Label, undo: Option<Undo> },
 }
 
 /// How to undo a transfer whose target is not canonical: the interpreter faults on it.
@@ -208,13 +161,16 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Translates the block at `start` in the page. `None` if its first instruction crosses the page's end or is cut, or
-    /// one cannot be encoded with host registers: the interpreter runs them. With [`PLAIN`], no accesses share checks.
+    /// Translates the block at `start` in the page. `None` if an instruction cannot be encoded with host registers: the
+    /// interpreter runs it. With [`PLAIN`], no accesses share checks.
     pub fn build(mut self, start: u16) -> Option<Built> {
         let (sites, links, shares) =
             (self.context.sites.len(), self.context.links.len(), self.context.shares.len());
         let (plain, start) = (start & PLAIN != 0, start & !PLAIN);
         self.instructions = self.decode(start);
+        if self.instructions.is_empty() {
+            return Some(self.build_way_out(start));
+        }
         for end in [self.instructions.first().copied(), self.instructions.last().copied()] {
             end.iter().for_each(|i| self.depend_on(i));
         }
@@ -272,6 +228,29 @@ impl<'a> Builder<'a> {
         let (depends, references) = (self.depends.unwrap_or_default(), self.asm.references.take());
         let all_copied = self.all_copied;
         Some(Built { code: self.asm.bytes, entries, insns, all_copied, undefined, depends, references })
+    }
+
+    /// A block of no instructions, where the first one crosses the page's end or is cut: it leads to the interpreter, and
+    /// is not for other runs.
+    fn build_way_out(mut self, start: u16) -> Built {
+        let outer = self.outer_entry(start);
+        let saved = self.asm.mark();
+        self.leave_at(start, Exit::Interpret);
+        let live = self.asm.mark();
+        self.emit_save();
+        self.asm.jmp(saved);
+        self.emit_cold();
+        self.asm.finish();
+        let [outer, saved, live] = [outer, saved, live].map(|label| self.address_of(label));
+        Built {
+            code: self.asm.bytes,
+            entries: Entries { outer, saved, live, prefers_live: false },
+            insns: 0,
+            all_copied: false,
+            undefined: 0,
+            depends: 0..0,
+            references: None,
+        }
     }
 
     /// Translates the instructions from the current one up to the one with a number, which is the current one then. Tells
@@ -486,109 +465,6 @@ impl<'a> Builder<'a> {
     pub fn accesses(&mut self, i: &Instruction) -> [OpAccess; 5] {
         let info = self.info.info(i);
         std::array::from_fn(|at| info.op_access(at as u32))
-    }
-
-    pub fn emit_cold(&mut self) {
-        // More may be added on the way.
-        while let Some(cold) = self.cold.pop() {
-            match cold {
-                Cold::Leave { from, start, exit } => {
-                    self.asm.bind(from);
-                    self.asm.mov_imm32(S2, u32::from(start));
-                    self.asm.jmp_to(self.context.thunks.leave(exit));
-                }
-                Cold::Slow { from, site, more, back, flags, x87, remake } => {
-                    self.asm.bind(from);
-                    self.tell_on_side_way(x87);
-                    if let Some(remake) = remake {
-                        self.emit_remake(&remake);
-                    }
-                    self.swap_aside();
-                    for site in std::iter::once(site).chain(more) {
-                        self.asm.mov_number(S2, site as u32, Refers::Site);
-                        self.asm.call_to(self.context.thunks.call_site);
-                    }
-                    self.swap_aside();
-                    self.back_to(back, flags);
-                }
-                Cold::Note { from, site, back, flags, tracker, call, x87, remake } => {
-                    self.asm.bind(from);
-                    self.asm.mov(S1, tracker);
-                    match remake {
-                        Some(remake) => self.emit_remake(&remake),
-                        None if flags == FlagHome::Live => self.emit_save(),
-                        None => {}
-                    }
-                    self.asm.mov(S2, S1);
-                    self.tell_on_side_way(x87);
-                    if let Some(target) = call {
-                        self.put_target(target);
-                        self.asm.store_gs(super::shared::SPARE, S1);
-                    }
-                    self.asm.mov_number(S1, site as u32, Refers::Site);
-                    self.call_out(self.context.thunks.call_note);
-                    self.back_to(back, flags);
-                }
-                Cold::Share { from, retry, start, share, x87, remake } => {
-                    self.asm.bind(from);
-                    self.tell_on_side_way(x87);
-                    if let Some(remake) = remake {
-                        self.emit_remake(&remake);
-                    }
-                    self.emit_share(retry, &start, share);
-                }
-                Cold::X87 { from, back, site } => self.emit_want_x87(from, back, site),
-                Cold::Vector { from, back, site, level, x87 } => {
-                    self.asm.bind(from);
-                    self.tell_on_side_way(x87);
-                    self.asm.mov_number(S2, site as u32, Refers::Site);
-                    self.asm.mov_imm32(S1, u32::from(level));
-                    self.call_out(self.context.thunks.call_vector);
-                    self.asm.jmp(back);
-                }
-                Cold::Back { from, to, flags, remake } => {
-                    self.asm.bind(from);
-                    self.swap();
-                    self.flags = flags;
-                    self.jump_back(to, remake);
-                }
-                Cold::Link { from, at, target, flags } => {
-                    self.asm.bind(from);
-                    let at = if self.swaps.is_empty() { at } else { self.jump_exchanged() };
-                    self.leave_by_link(at, target, flags);
-                }
-                Cold::Far { from, to, flags } => {
-                    self.asm.bind(from);
-                    self.swap();
-                    self.flags = flags;
-                    self.jump_out(to);
-                }
-                Cold::Miss { from, reload, bad, undo } => self.emit_miss(from, reload, bad, undo),
-            }
-        }
-    }
-
-    /// Puts registers back before a link; gives its displacement's address.
-    fn jump_exchanged(&mut self) -> u64 {
-        self.swap();
-        let next = self.asm.label();
-        let at = self.asm.jmp(next);
-        self.asm.bind(next);
-        at
-    }
-
-    fn tell_on_side_way(&mut self, x87: Option<u16>) {
-        if let Some(offset) = x87 {
-            self.emit_x87_pointer(offset);
-        }
-    }
-
-    /// Goes back into the block, where flags are expected in `flags`; they are saved now.
-    fn back_to(&mut self, back: Label, flags: FlagHome) {
-        if flags != FlagHome::Saved {
-            self.emit_restore();
-        }
-        self.asm.jmp(back);
     }
 }
 

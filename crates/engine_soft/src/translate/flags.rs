@@ -6,7 +6,8 @@
 //! when a block is translated. So flags are exact at every instruction, also at one that faults.
 
 use super::asm::{Alu, RAX, RCX, S1, S2};
-use super::block::{Builder, Cold};
+use super::block::Builder;
+use super::cold::Cold;
 use super::shared::{FLAGS, SPARE_RAX};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 use serde::{Deserialize, Serialize};

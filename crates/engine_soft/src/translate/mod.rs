@@ -2,10 +2,10 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`block`] | translation of one block: decoding, slow ways |
+//! | [`block`], [`cold`] | translation of one block; its rare ways |
 //! | [`copy`], [`vector`], [`mod@x87`], [`mmx`] | instructions that are copied |
 //! | [`transfer`], [`stack`], [`mod@string`] | branches, calls; stack; strings |
-//! | [`mod@system`] | CLI, SWAPGS |
+//! | [`mod@system`] | interrupt flag, SWAPGS, time-stamp counter |
 //! | [`memory`], [`share`], [`watch`] | the check of memory operands, of one or of several at once; who watches stores |
 //! | [`loops`], [`values`] | the second translation of a loop; what registers hold, as far as a block's code tells |
 //! | [`mod@kind`] | modes: which kinds of code there are, and what of the legacy modes is brought into 64-bit form |
@@ -40,6 +40,7 @@
 mod asm;
 mod block;
 mod cache;
+mod cold;
 mod copy;
 mod count;
 mod dead;
@@ -339,8 +340,8 @@ impl Translator {
             let outer = self.memory.start() + u64::from(built.entries.outer);
             self.copied.insert(outer, (built.insns, built.undefined));
         }
-        self.counts.blocks += 1;
-        self.counts.legacy += u64::from(!kind.is_long());
+        self.counts.blocks += u64::from(built.insns > 0);
+        self.counts.legacy += u64::from(built.insns > 0 && !kind.is_long());
         self.counts.insns += u64::from(built.insns);
         self.note_block(place, built.entries, host, built.code.len());
         self.buffer = built.code;

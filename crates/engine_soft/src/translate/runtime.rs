@@ -53,6 +53,12 @@ pub(super) extern "sysv64" fn fill_share(cpu: *mut Cpu, share: u64, linear: u64)
     cpu.keep_vector(exit) as u64
 }
 
+/// The time-stamp counter.
+pub(super) extern "sysv64" fn time_stamp(cpu: *const Cpu) -> u64 {
+    // SAFETY: as above.
+    unsafe { &*cpu }.system.tsc()
+}
+
 impl Cpu {
     /// Whether x87 instructions may run as the host's: not while an exception is unmasked, because that would be
     /// the host's.

@@ -25,7 +25,8 @@
 //! translations is interpreted, and ends all groups.
 
 use super::asm::{Alu, Label, Refers, S1, S2, cc};
-use super::block::{Builder, Cold, LONGEST_BLOCK};
+use super::block::{Builder, LONGEST_BLOCK};
+use super::cold::Cold;
 use super::kind::CodeKind;
 use super::memory::{GuestAddress, HostOperand, Want, Width};
 use super::operand;

@@ -134,8 +134,11 @@ pub(super) const TLB: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, array);
 pub(super) const TLB_MASK: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, mask);
 pub(super) const CPL: usize = offset_of!(Cpu, cpl);
 pub(super) const SYSTEM_FLAGS: usize = offset_of!(Cpu, system_flags);
-pub(super) const KERNEL_GS_BASE: usize =
-    offset_of!(Cpu, system) + offset_of!(SystemState, msrs) + offset_of!(MsrFile, kernel_gs_base);
+/// Where CR4.TSD is: a byte, and the bit in it.
+pub(super) const RDTSC_RESTRICTED: (usize, u8) = (offset_of!(Cpu, cr4), 1 << 2);
+const MSRS: usize = offset_of!(Cpu, system) + offset_of!(SystemState, msrs);
+pub(super) const KERNEL_GS_BASE: usize = MSRS + offset_of!(MsrFile, kernel_gs_base);
+pub(super) const TSC_AUX: usize = MSRS + offset_of!(MsrFile, tsc_aux);
 /// The GS base that a saved state has.
 pub(super) const SEGMENT_GS_BASE: usize =
     offset_of!(Cpu, segments) + seg::GS as usize * size_of::<Segment>() + offset_of!(Segment, base);

@@ -5,7 +5,8 @@
 //! exact, too.
 
 use super::asm::{Address, GUEST_RSP, S1, cc};
-use super::block::{After, Builder, Cold, Unknown};
+use super::block::{After, Builder, Unknown};
+use super::cold::Cold;
 use super::kind::CodeKind;
 use super::memory::{GuestAddress, HostOperand, Want};
 use super::operand::{self, Place};

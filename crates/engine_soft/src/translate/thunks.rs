@@ -78,6 +78,8 @@ pub(super) struct Thunks {
     /// Brings the page of a group's check into the TLB, or goes on without the group: its number is in [`S2`], the
     /// linear address in [`S1`].
     pub call_share: u64,
+    /// Reads the time-stamp counter into RAX; RDX is lost.
+    pub call_clock: u64,
     /// Whether the host has RORX.
     pub bmi2: bool,
     /// Leaves with an exit's number in EAX's place: see [`Thunks::leave`].
@@ -87,7 +89,14 @@ pub(super) struct Thunks {
 impl Thunks {
     /// What blocks go to, in an order of its own.
     fn all(&self) -> impl Iterator<Item = u64> {
-        let calls = [self.call_site, self.call_note, self.call_vector, self.call_x87, self.call_share];
+        let calls = [
+            self.call_site,
+            self.call_note,
+            self.call_vector,
+            self.call_x87,
+            self.call_share,
+            self.call_clock,
+        ];
         LEFT_BY.map(|exit| self.leave(exit)).into_iter().chain(calls)
     }
 
@@ -335,6 +344,27 @@ fn call(a: &mut Asm, function: u64, unwind: u64, moves: &Moves) {
     a.jmp_to(unwind);
 }
 
+/// A call of a function of the processor that looks at nothing of the guest's registers, and answers with RAX.
+fn call_query(a: &mut Asm, function: u64, moves: &Moves) {
+    // What the System V ABI lets the function change, but for RDX and scratch registers.
+    const CALLER_SAVED: [u8; 7] = [1, 6, 7, 8, 9, 10, 11];
+    for reg in CALLER_SAVED {
+        push(a, reg);
+    }
+    moves.save(a);
+    a.load_gs(7, OWN);
+    a.mov_imm64(RAX, function);
+    // call rax
+    a.raw(&[0xff, 0xd0]);
+    a.store_gs(SPARE, RAX);
+    moves.load(a);
+    for reg in CALLER_SAVED.into_iter().rev() {
+        pop(a, reg);
+    }
+    a.load_gs(RAX, SPARE);
+    a.raw(&[0xc3]);
+}
+
 /// Features of the host that change how blocks are translated: [`Thunks::bmi2`] and [`Thunks::x87`].
 pub(super) fn host_features() -> [bool; 2] {
     [is_x86_feature_detected!("bmi2"), is_x86_feature_detected!("xsave")]
@@ -372,6 +402,8 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
     call(&mut a, runtime::fill_share as *const () as u64, unwind_at, &moves);
     thunks.call_x87 = a.here();
     call(&mut a, runtime::want_x87 as *const () as u64, unwind_at, &moves);
+    thunks.call_clock = a.here();
+    call_query(&mut a, runtime::time_stamp as *const () as u64, &moves);
     for exit in LEFT_BY {
         thunks.leave[exit as usize] = a.here();
         a.store_gs(ARGUMENT, S2);

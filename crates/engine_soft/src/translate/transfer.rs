@@ -6,7 +6,8 @@
 //! go on without.
 
 use super::asm::{Alu, Label, Refers, S1, S2, cc};
-use super::block::{After, Builder, Cold, Undo, Unknown};
+use super::block::{After, Builder, Undo, Unknown};
+use super::cold::Cold;
 use super::dead::Remake;
 use super::flags::FlagHome;
 use super::jumps::{ENTRY_SHIFT, HOST, JUMP_CACHE_SIZE, KEY, LINEAR, PAGE as ENTRY_PAGE, ROTATION};

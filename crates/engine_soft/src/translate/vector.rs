@@ -6,7 +6,8 @@
 //! vector instruction can only fault on memory, which is checked before.
 
 use super::asm::{S1, cc};
-use super::block::{After, Builder, Cold, Unknown, is_offered};
+use super::block::{After, Builder, Unknown, is_offered};
+use super::cold::Cold;
 use super::memory::{GuestAddress, Want};
 use super::shared::{SPARE, VECTOR, vector};
 use crate::system::SystemState;

@@ -11,7 +11,8 @@
 //! unmasked, the last opcode and data address stay what they were.
 
 use super::asm::{Refers, S1, S2, cc};
-use super::block::{After, Builder, Cold, Unknown, is_offered};
+use super::block::{After, Builder, Unknown, is_offered};
+use super::cold::Cold;
 use super::flags::FlagUse;
 use super::memory::{GuestAddress, Want};
 use super::shared::{FIP, SPARE, X87};

@@ -1,5 +1,6 @@
 //! Translated code against the interpreter: random programs, from the same state, to the same end.
 
+mod crossing;
 mod generate;
 mod golden;
 mod hostile;
