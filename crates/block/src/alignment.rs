@@ -8,53 +8,61 @@ use std::io::{IoSlice, IoSliceMut, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A disk whose requests need not begin and end at multiples of [`SECTOR_SIZE`]; the disk below sees only such as do.
+/// A disk whose requests need not begin and end at multiples of a block, [`SECTOR_SIZE`] or a larger one; the disk below
+/// sees only such as do.
 ///
-/// A sector that is written in part is read first, and nothing else is changed meanwhile: whoever writes other bytes
+/// A block that is written in part is read first, and nothing else is changed meanwhile: whoever writes other bytes
 /// of it finds them afterwards.
 pub struct ByteAligned {
     disk: Arc<dyn BlockBackend>,
-    /// Held alone by who reads a sector to write it, shared by all other changes.
+    /// Bytes of a block; a power of two.
+    block: u64,
+    /// Held alone by who reads a block to write it, shared by all other changes.
     changes: RwLock<()>,
 }
 
 impl ByteAligned {
     /// Over this disk.
     pub fn new(disk: Arc<dyn BlockBackend>) -> Self {
-        ByteAligned { disk, changes: RwLock::default() }
+        Self::with_blocks(disk, SECTOR_SIZE)
     }
 
-    /// The whole sectors around a range of the disk.
+    /// Over a disk whose blocks have this many bytes, a power of two.
+    pub fn with_blocks(disk: Arc<dyn BlockBackend>, block: u64) -> Self {
+        ByteAligned { disk, block, changes: RwLock::default() }
+    }
+
+    /// The whole blocks around a range of the disk.
     fn around(&self, range: &Range<u64>) -> Range<u64> {
-        range.start - range.start % SECTOR_SIZE..range.end.next_multiple_of(SECTOR_SIZE).min(self.size())
+        range.start - range.start % self.block..range.end.next_multiple_of(self.block).min(self.size())
     }
 
-    /// Whether a request is of whole sectors, or of all up to the disk's end.
+    /// Whether a request is of whole blocks, or of all up to the disk's end.
     fn fits(&self, offset: u64, len: u64) -> bool {
-        offset.is_multiple_of(SECTOR_SIZE)
-            && (len.is_multiple_of(SECTOR_SIZE) || offset.checked_add(len) == Some(self.size()))
+        offset.is_multiple_of(self.block)
+            && (len.is_multiple_of(self.block) || offset.checked_add(len) == Some(self.size()))
     }
 
-    /// The whole sectors inside a range; empty where it has none.
+    /// The whole blocks inside a range; empty where it has none.
     fn inside(&self, range: &Range<u64>) -> Range<u64> {
-        let start = range.start.next_multiple_of(SECTOR_SIZE).min(range.end);
-        let end = if range.end == self.size() { range.end } else { range.end - range.end % SECTOR_SIZE };
+        let start = range.start.next_multiple_of(self.block).min(range.end);
+        let end = if range.end == self.size() { range.end } else { range.end - range.end % self.block };
         start..end.max(start)
     }
 
-    /// Changes bytes of at most a sector. The lock is held.
+    /// Changes bytes of at most a block. The lock is held.
     fn patch(&self, range: Range<u64>, change: impl FnOnce(&mut [u8])) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
         let around = self.around(&range);
-        let mut sector = vec![0; (around.end - around.start) as usize];
-        self.disk.read_bytes(around.start, &mut sector)?;
+        let mut block = vec![0; (around.end - around.start) as usize];
+        self.disk.read_bytes(around.start, &mut block)?;
         let at = (range.start - around.start) as usize;
-        if let Some(bytes) = sector.get_mut(at..at + (range.end - range.start) as usize) {
+        if let Some(bytes) = block.get_mut(at..at + (range.end - range.start) as usize) {
             change(bytes);
         }
-        self.disk.write_bytes(around.start, &sector)
+        self.disk.write_bytes(around.start, &block)
     }
 }
 
@@ -79,7 +87,7 @@ impl BlockBackend for ByteAligned {
             return self.disk.read_at(offset, buffers);
         }
         let range = offset..self.check_range(offset, len)?;
-        // What lies before and behind in the outermost sectors goes nowhere.
+        // What lies before and behind in the outermost blocks goes nowhere.
         let around = self.around(&range);
         let mut before = vec![0; (range.start - around.start) as usize];
         let mut behind = vec![0; (around.end - range.end) as usize];
@@ -115,7 +123,7 @@ impl BlockBackend for ByteAligned {
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         let inside = self.inside(&(offset..self.check_range(offset, len)?));
         let _shared = self.changes.read();
-        // Of sectors that are meant in part nothing is given back.
+        // Of blocks that are meant in part nothing is given back.
         if inside.is_empty() { Ok(()) } else { self.disk.discard(inside.start, inside.end - inside.start) }
     }
 
@@ -146,8 +154,8 @@ impl BlockBackend for ByteAligned {
         let found = self.disk.block_status(around.start, around.end - around.start)?;
         let skipped = range.start - around.start;
         if found.length <= skipped {
-            // The sector goes on in another way.
-            return Ok(Extent::data(offset, (SECTOR_SIZE - skipped).min(len), None));
+            // The block goes on in another way.
+            return Ok(Extent::data(offset, (self.block - skipped).min(len), None));
         }
         Ok(Extent {
             start: offset,

@@ -45,7 +45,7 @@ fn go_on(crc: u32, bytes: &[u8]) -> u32 {
 
 /// The checksum of bytes that come in parts.
 #[derive(Default)]
-pub(crate) struct Crc32c(u32);
+pub struct Crc32c(u32);
 
 impl Crc32c {
     /// Goes on with a part.

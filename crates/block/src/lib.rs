@@ -41,6 +41,7 @@ pub use alignment::ByteAligned;
 pub use backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 pub use cache_mode::{with_cache_mode, without_flushes};
 pub use copy::{CopyOptions, copy, extents, is_zero};
+pub use crc32c::Crc32c;
 pub use error::BlockError;
 pub use faults::{FaultOperation, FaultRule, Faulty};
 pub use format::{Driver, create, driver, drivers, open, open_backing, probe, referred_file, with_causes};

@@ -122,7 +122,7 @@ impl DiskAio {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// File with the content, the URI of an NBD export, or the address of a file on a web server (`http://…`,
+    /// File with the content, the URI of an NBD export or of an iSCSI logical unit, or the address of a file on a web server (`http://…`,
     /// `https://…`), which is for reading only.
     pub path: PathBuf,
     /// How it is stored.

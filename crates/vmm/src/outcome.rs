@@ -90,9 +90,9 @@ pub enum VmmError {
     /// A disk is not usable.
     #[error("The machine cannot have its disks")]
     Disk(#[from] block::BlockError),
-    /// A disk on an NBD server is not usable.
+    /// A disk on an NBD server or an iSCSI target is not usable.
     #[error("The machine cannot have its disks")]
-    Export(#[from] nbd::NbdError),
+    Elsewhere(#[from] crate::disks::ElsewhereError),
     /// A disk's web server is not usable.
     #[error("The machine cannot have its disks")]
     Web(#[from] http_disk::HttpError),
@@ -161,7 +161,7 @@ impl VmmError {
         match self {
             VmmError::Config(_)
             | VmmError::Disk(_)
-            | VmmError::Export(_)
+            | VmmError::Elsewhere(_)
             | VmmError::Web(_)
             | VmmError::TwoRoles { .. }
             | VmmError::Listen { .. }

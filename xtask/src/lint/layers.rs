@@ -9,7 +9,7 @@ use crate::workspace::Metadata;
 /// The floors, lowest first, and who lives there.
 const FLOORS: &[(&str, &[&str])] = &[
     ("ground", GROUND),
-    ("host I/O", &["block", "nbd", "http_disk", "net"]),
+    ("host I/O", &["block", "nbd", "http_disk", "iscsi", "net"]),
     ("engines", &["engine", "engine_kvm", "engine_soft"]),
     ("hardware", &["device", "chipset", "virtio", "loader"]),
     ("one VM", &["machine", "vmm"]),
@@ -29,12 +29,12 @@ const NEVER: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["engine", "engine_kvm", "engine_soft"],
-        &["device", "chipset", "virtio", "loader", "block", "nbd", "http_disk", "net"],
+        &["device", "chipset", "virtio", "loader", "block", "nbd", "http_disk", "iscsi", "net"],
         "an engine reaches the world only through VcpuIo",
     ),
-    (&["block", "nbd", "http_disk", "net"], &["device", "virtio"], "host I/O does not know guests"),
+    (&["block", "nbd", "http_disk", "iscsi", "net"], &["device", "virtio"], "host I/O does not know guests"),
     (GROUND, GROUND, "the ground knows nobody"),
-    (&["block"], &["nbd", "http_disk"], "a disk does not know who serves it"),
+    (&["block"], &["nbd", "http_disk", "iscsi"], "a disk does not know who serves it"),
     (&["engine_kvm"], &["engine_soft"], "one engine does not know the other; `machine` moves state"),
     (&["engine_soft"], &["engine_kvm"], "one engine does not know the other; `machine` moves state"),
     (&["vm_tests"], &["machine", "vmm"], "guests are tested through the public interface"),

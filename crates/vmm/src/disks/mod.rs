@@ -1,9 +1,11 @@
 //! The host's files behind a machine's disks, and that no file has two roles.
 
+mod elsewhere;
 mod limits;
 mod operations;
 mod running;
 
+pub use elsewhere::{DiskElsewhere, ElsewhereError};
 pub use limits::{limits, limits_text};
 pub use running::{DiskReport, RunningDisks};
 
@@ -15,8 +17,7 @@ use block::{
 };
 use http_disk::HttpDisk;
 use machine::{Disk, DiskLink, ErrorAction};
-use nbd::{Client, Location};
-use operations::{export_layer, raw_layer};
+use operations::{elsewhere_layer, raw_layer};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -115,11 +116,11 @@ fn open_layer(disk: &DiskConfig) -> Result<Layer, VmmError> {
     if http_disk::is_address(&disk.path) {
         return http_layer(disk, options);
     }
-    Ok(match (export(&disk.path)?, disk.format) {
-        (Some(location), format) => {
-            let client = connect(&location, disk, &options)?;
+    Ok(match (DiskElsewhere::parse(&disk.path)?, disk.format) {
+        (Some(elsewhere), format) => {
+            let client = connect(&elsewhere, disk, &options)?;
             match format {
-                DiskFormat::Raw => export_layer(client, &disk.path),
+                DiskFormat::Raw => elsewhere_layer(client, &disk.path),
                 format => {
                     let image = block::driver(format.name())?.open(client, &disk.path, &options)?;
                     Layer::of(image, &disk.path, format.name())
@@ -161,14 +162,14 @@ fn http_layer(disk: &DiskConfig, options: OpenOptions) -> Result<Layer, VmmError
     Ok(Layer::of(image, &disk.path, disk.format.name()))
 }
 
-/// An export below a disk: what concerns the host's files only is refused.
+/// A disk elsewhere below a disk: what concerns the host's files only is refused.
 fn connect(
-    location: &Location,
+    elsewhere: &DiskElsewhere,
     disk: &DiskConfig,
     options: &OpenOptions,
 ) -> Result<Arc<dyn BlockBackend>, VmmError> {
     refuse_file_options(disk, options)?;
-    let client: Arc<dyn BlockBackend> = Arc::new(Client::connect(location, disk.readonly)?);
+    let client = elsewhere.connect(disk.readonly)?;
     Ok(if options.cache == CacheMode::Unsafe { block::without_flushes(client) } else { client })
 }
 
@@ -181,11 +182,6 @@ fn decorated(disk: &DiskConfig, backend: Arc<dyn BlockBackend>) -> Result<Arc<dy
         Arc::new(Faulty::new(backend, rules.collect::<Result<_, _>>()?))
     };
     Ok(block::with_cache_mode(backend, cache_mode(disk)))
-}
-
-/// The export that an NBD URI in the place of a path names.
-fn export(path: &Path) -> Result<Option<Location>, VmmError> {
-    Ok(path.to_str().map(Location::parse).transpose()?.flatten())
 }
 
 /// A queue a processor spares the guest's processors to wait for each other; each costs a thread.

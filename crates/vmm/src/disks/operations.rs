@@ -1,6 +1,6 @@
 //! What is done with one running disk: its size, its snapshots and bitmaps, and the start of its jobs.
 
-use super::export;
+use super::DiskElsewhere;
 use super::running::{Answer, RunningDisk, failed};
 use crate::control::disk_commands::{DiskCommand, DiskJob, JobTarget};
 use crate::control::protocol::Refusal;
@@ -9,7 +9,6 @@ use block::{
     BackingPolicy, BlockBackend, BlockError, CreateOptions, DiskImage, Job, JobOrder, Layer, OpenOptions,
     OpenedBacking, RawFile, RawImage, SECTOR_SIZE, with_causes,
 };
-use nbd::Client;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,8 +25,8 @@ pub(super) fn raw_layer(path: &Path, options: &OpenOptions) -> Result<Layer, Blo
     Ok(Layer { disk, image, path: path.to_owned(), format: "raw".to_owned() })
 }
 
-/// A raw NBD export as a layer.
-pub(super) fn export_layer(client: Arc<dyn BlockBackend>, path: &Path) -> Layer {
+/// A raw disk of a server as a layer.
+pub(super) fn elsewhere_layer(client: Arc<dyn BlockBackend>, path: &Path) -> Layer {
     let image: Arc<dyn DiskImage> = Arc::new(RawImage::new(client.clone(), path));
     Layer { disk: client, image, path: path.to_owned(), format: "raw".to_owned() }
 }
@@ -161,12 +160,12 @@ impl RunningDisk {
     /// Opens a job's target, and makes it before if it is to be made.
     fn target(&self, target: &JobTarget, made: &mut Option<PathBuf>) -> Result<Layer, Refusal> {
         let JobTarget { path, format, existing, backing } = target;
-        if let Some(location) = export(path).map_err(|error| failed(with_causes(&error)))? {
+        if let Some(elsewhere) = DiskElsewhere::parse(path).map_err(|error| failed(with_causes(&error)))? {
             if !existing || format != "raw" {
-                return Err(failed("an NBD export exists and is raw: --existing --format raw"));
+                return Err(failed("a disk on a server exists and is raw: --existing --format raw"));
             }
-            let client = Client::connect(&location, false).map_err(|error| failed(with_causes(&error)))?;
-            return Ok(export_layer(Arc::new(client), path));
+            let client = elsewhere.connect(false).map_err(|error| failed(with_causes(&error)))?;
+            return Ok(elsewhere_layer(client, path));
         }
         if *existing && backing.is_some() {
             return Err(failed("a backing file is for a target that is made"));

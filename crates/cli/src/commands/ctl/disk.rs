@@ -115,7 +115,7 @@ pub enum DiskAction {
 
 #[derive(Debug, Args)]
 pub struct TargetArgs {
-    /// The image to write, or the URI of an NBD export (with --existing --format raw)
+    /// The image to write, or the URI of an NBD export or iSCSI unit (with --existing --format raw)
     target: PathBuf,
     /// Its format
     #[arg(long, short = 'O', default_value = "qcow2")]

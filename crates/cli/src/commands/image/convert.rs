@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use vmm::disks::DiskElsewhere;
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
@@ -83,7 +84,7 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
             any_order: arguments.any_order,
             // What was never written in a container is decrypted to noise.
             target_is_zero: !arguments.no_create
-                && super::location(&arguments.target)?.is_none()
+                && DiskElsewhere::parse(&arguments.target)?.is_none()
                 && arguments.target_format.name != "luks",
             find_zeros,
             flush_each,
@@ -110,7 +111,7 @@ fn threads(arguments: &ConvertArgs) -> Result<usize> {
     const MANY: usize = 8;
     let mut slow = arguments.source_cache.bypasses_host() || arguments.target_cache.bypasses_host();
     for path in [&arguments.source, &arguments.target] {
-        slow |= http_disk::is_address(path) || super::location(path)?.is_some();
+        slow |= http_disk::is_address(path) || DiskElsewhere::parse(path)?.is_some();
     }
     let processors = std::thread::available_parallelism().map_or(MANY, usize::from);
     Ok(match arguments.threads {
@@ -124,9 +125,11 @@ fn target(arguments: &ConvertArgs, folders: &Folders, size: u64) -> Result<Arc<d
     let path: &Path = &arguments.target;
     let cache = arguments.target_cache;
     let mut passphrase = folders.passphrase.clone();
-    if super::location(path)?.is_some() {
+    if DiskElsewhere::parse(path)?.is_some() {
         if !arguments.no_create && arguments.target_format.name != "raw" {
-            bail!("An image cannot be made on an NBD server; write into the one that is there with -n");
+            bail!(
+                "An image cannot be made on an NBD server or an iSCSI target; write into the one that is there with -n"
+            );
         }
         let open_options =
             OpenOptions { backing: BackingPolicy::Anywhere, passphrase, cache, ..OpenOptions::default() };

@@ -18,11 +18,12 @@ mod serve;
 mod snapshot;
 
 use anyhow::{Context, Result, bail};
-use block::{BackingPolicy, BlockBackend, CacheMode, CreateOptions, DiskImage, OpenOptions};
+use block::{BackingPolicy, CacheMode, CreateOptions, DiskImage, OpenOptions};
 use clap::{Args, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use vmm::disks::DiskElsewhere;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -34,7 +35,8 @@ Examples:
   vireo image convert --key-file secret -f luks disk.luks disk.raw
   vireo image convert -O qcow2 nbd://host/name disk.qcow2
 An image may be the export of an NBD server: nbd://HOST[:PORT]/NAME, nbd+unix:///NAME?socket=PATH, and with TLS
-nbds://HOST/NAME?tls-certificates=DIR. It may be a file on a web server, http://… or https://…, for reading only.
+nbds://HOST/NAME?tls-certificates=DIR. It may be a logical unit of an iSCSI target:
+iscsi://[USER[%SECRET]@]HOST[:PORT]/TARGET/LUN[?secret_file=PATH]. It may be a file on a web server, http://… or https://…, for reading only.
 Both are raw unless a format is said. An .iso is raw, for reading only.")]
 pub struct ImageArgs {
     /// Directory in which backing files may be; repeat for several. Without: the directory of the image
@@ -217,7 +219,7 @@ fn format_of(path: &Path, stated: Option<&str>) -> Result<String> {
     Ok(found.to_owned())
 }
 
-/// Opens a file, or an export whose NBD URI stands in its place.
+/// Opens a file, or a disk elsewhere whose URI stands in its place.
 fn open(path: &Path, format: Option<&str>, options: &OpenOptions) -> Result<Arc<dyn DiskImage>> {
     if http_disk::is_address(path) {
         if !options.read_only {
@@ -227,13 +229,13 @@ fn open(path: &Path, format: Option<&str>, options: &OpenOptions) -> Result<Arc<
         let file = Arc::new(http_disk::HttpDisk::open(&path.to_string_lossy())?);
         return Ok(block::driver(format.unwrap_or("raw"))?.open(file, path, options)?);
     }
-    if let Some(location) = location(path)? {
+    if let Some(elsewhere) = DiskElsewhere::parse(path)? {
         refuse_file_options(path, options)?;
-        let mut export: Arc<dyn BlockBackend> = Arc::new(nbd::Client::connect(&location, options.read_only)?);
+        let mut export = elsewhere.connect(options.read_only)?;
         if options.cache == CacheMode::Unsafe {
             export = block::without_flushes(export);
         }
-        // What an export holds is most often a guest's disk: its first bytes decide nothing.
+        // What is there is most often a guest's disk: its first bytes decide nothing.
         return Ok(block::driver(format.unwrap_or("raw"))?.open(export, path, options)?);
     }
     let format = format_of(path, format)?;
@@ -246,11 +248,6 @@ fn refuse_file_options(path: &Path, options: &OpenOptions) -> Result<()> {
         bail!("{} is no file of this host: its server chooses caches and io_uring", path.display());
     }
     Ok(())
-}
-
-/// The export that an NBD URI names; `None` for a path.
-fn location(path: &Path) -> Result<Option<nbd::Location>> {
-    Ok(path.to_str().map(nbd::Location::parse).transpose()?.flatten())
 }
 
 /// A number of bytes.
