@@ -41,6 +41,10 @@ pub fn test(options: &TestOptions) -> Result<()> {
     guests::need("nbdinfo", "libnbd-bin")?;
     guests::need("fio", "fio")?;
     guests::need("openssl", "openssl")?;
+    // The target of our iSCSI initiator, and QEMU's initiator beside it.
+    guests::need("tgtd", "tgt")?;
+    guests::need("iscsi-ls", "libiscsi-bin")?;
+    guests::need("/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so", "qemu-block-extra")?;
     // The oracle of partition tables.
     guests::need("sfdisk", "fdisk")?;
     // The debugger that debugs guests.

@@ -24,6 +24,8 @@ mod login;
 mod pdu;
 mod scsi;
 mod session;
+#[cfg(test)]
+mod tests;
 mod text;
 mod uri;
 mod wire;

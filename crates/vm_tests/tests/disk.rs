@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+#[path = "../../iscsi/tests/tgt/mod.rs"]
+mod tgt;
+
 use anyhow::{Result, ensure};
 use vm_tests::Material;
 
@@ -123,6 +126,20 @@ fn a_guest_reads_and_writes_the_export_of_a_server() -> Result<()> {
     }
     server.wait()?;
     ran?;
+    has_what_the_guest_wrote(&std::fs::read(&path)?);
+    Ok(())
+}
+
+/// A target has the image; the machine has only the target's address.
+#[test]
+fn a_guest_reads_and_writes_a_unit_of_an_iscsi_target() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let Some(mut target) = tgt::Target::start(folder.path()) else { return Ok(()) };
+    let path = folder.path().join("disk.raw");
+    std::fs::write(&path, content())?;
+    target.unit(1, &path, 512, false);
+    run_block_test(&material, &target.uri("", 1, ""))?;
     has_what_the_guest_wrote(&std::fs::read(&path)?);
     Ok(())
 }

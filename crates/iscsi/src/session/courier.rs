@@ -40,7 +40,9 @@ impl Session {
                     return;
                 }
                 if state.work.is_empty() {
-                    self.courier.wait_for(&mut state, tick);
+                    let rested = state.slots.values().filter_map(|slot| slot.rest).min();
+                    let until = Instant::now() + tick;
+                    self.courier.wait_until(&mut state, rested.map_or(until, |rested| rested.min(until)));
                 }
                 (state.work.pop_front(), state.generation)
             };

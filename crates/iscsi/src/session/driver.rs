@@ -150,12 +150,23 @@ impl Session {
             self.end(&mut self.state.lock(), &why);
             return Err(why);
         }
-        let kept: Vec<Command> = self.state.lock().kept.iter().map(|(_, command)| command.clone()).collect();
+        let (kept, number) = {
+            let state = self.state.lock();
+            let kept: Vec<Command> = state.kept.iter().map(|(_, command)| command.clone()).collect();
+            (kept, state.kept_number)
+        };
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let lost = |failure| format!("a write that was not flushed yet cannot be repeated: {failure}");
         for command in kept {
-            let again = self.call_alone(receiver, command);
-            again.map_err(|failure| {
-                format!("a write that was not flushed yet cannot be repeated: {failure}")
-            })?;
+            self.call_alone(receiver, command).map_err(lost)?;
+        }
+        // Once is enough, if it can be made sure of.
+        match self.call_alone(receiver, Command::flush(true)) {
+            Ok(_) => self.state.lock().covered(number),
+            Err(failure) if failure.is_unknown() => {}
+            Err(failure) => return Err(lost(failure)),
         }
         Ok(())
     }

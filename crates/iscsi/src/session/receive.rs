@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Answers to pings that wait to be sent.
 const PONGS: usize = 64;
 /// How long a busy target is left alone.
-const REST: Duration = Duration::from_millis(100);
+const REST: Duration = Duration::from_millis(50);
 
 /// Flags of an answer: fewer, or more bytes than expected (RFC 7143, 11.4.1).
 const UNDERFLOW: u8 = 0x02;
@@ -178,6 +178,7 @@ impl Session {
             // Being busy is no fault of the command.
             slot.attempts -= 1;
             slot.rest = Some(Instant::now() + rest);
+            self.courier.notify_all();
             return;
         }
         if setup {
