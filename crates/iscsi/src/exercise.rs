@@ -222,7 +222,7 @@ impl Side {
                     return self.status(header, 0x08, &[]);
                 }
                 if every(target.behaviour.drops) {
-                    if number % 2 == 0 {
+                    if number.is_multiple_of(2) {
                         self.carry_out(header, data);
                     }
                     self.said.clear();

@@ -13,7 +13,8 @@ fn requests_end_whatever_the_target_says() {
     // Without noise all is done: the noise is in a real dialogue.
     assert_eq!(talk(&[]), 8);
     for _ in 0..rounds {
-        let changes = 1 + random.below(if random.chance(20) { 20 } else { 4 });
+        let most = if random.chance(20) { 20 } else { 4 };
+        let changes = 1 + random.below(most);
         let input: Vec<u8> = (0..changes)
             .flat_map(|_| {
                 let far = random.pick(&[60, 400, 3000, 40_000]);

@@ -265,7 +265,7 @@ fn a_target_that_begins_anew_loses_nothing() {
         for _ in 0..3 {
             std::thread::sleep(Duration::from_millis(300));
             target.kill();
-            target.restart();
+            assert!(target.restart());
         }
         std::thread::sleep(Duration::from_millis(300));
         end.store(true, Ordering::Relaxed);
