@@ -2,7 +2,7 @@
 
 use super::Pool;
 use super::manage::not_found;
-use super::record::{Provisioning, Record, Slot, VolumeId};
+use super::record::{Provisioning, Record, Stored, VolumeId};
 use super::request::Content;
 use std::io::{Error, ErrorKind, Result};
 
@@ -89,16 +89,16 @@ impl Pool {
             let state = &self.inner.read().state;
             let bottom = state.bottom(volume).and_then(|id| Some((id, state.layers.get(&id)?)));
             let Some((id, bottom)) = bottom else { return Ok(false) };
-            match state.resolve(bottom.parent, chunk) {
-                Some(Slot::Data { copies, written: true }) if !bottom.map.contains_key(&chunk) => {
-                    (id, copies)
-                }
+            match state.resolve(bottom.parent, chunk).and_then(|slot| slot.stored()) {
+                Some(stored) if !bottom.map.contains_key(&chunk) => (id, stored),
                 _ => return Ok(false),
             }
         };
+        let summed = source.summed || self.has_checksums(volume);
         let target = self.allocate(&self.settings(volume)?, chunk)?;
-        let filled = self.fill(volume, chunk, &target, Some(&source), 0, &Content::Bytes(&[]));
-        self.map_filled(layer, chunk, &target, filled)?;
+        let new = Stored { copies: target, summed };
+        let filled = self.fill(volume, chunk, &new, Some(&source), 0, &Content::Bytes(&[]));
+        self.map_filled(layer, chunk, &new, filled)?;
         Ok(true)
     }
 

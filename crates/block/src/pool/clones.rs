@@ -1,6 +1,6 @@
 //! The state's part of clones: layers of a volume that stand on those of another one.
 
-use super::record::{LayerId, Place, Slot, VolumeId, VolumeSettings};
+use super::record::{LayerId, Place, VolumeId, VolumeSettings};
 use super::state::{Contradiction, State, contradiction};
 use std::collections::BTreeMap;
 
@@ -81,7 +81,7 @@ impl State {
         let mut next = own.parent;
         while let Some(layer) = next.and_then(|id| self.layers.get(&id)) {
             for (chunk, slot) in layer.map.iter().filter(|(chunk, _)| !own.map.contains_key(chunk)) {
-                below.entry(*chunk).or_insert(matches!(slot, Slot::Data { written: true, .. }));
+                below.entry(*chunk).or_insert(slot.stored().is_some());
             }
             next = layer.parent;
         }
@@ -104,6 +104,8 @@ impl State {
         self.create_volume(volume, layer, settings)?;
         self.layer(layer)?.parent = Some(source);
         self.families.insert(volume, self.family(owner));
+        let checksums = self.volumes.get(&owner).is_some_and(|owner| owner.checksums);
+        self.volume(volume)?.checksums = checksums;
         Ok(Vec::new())
     }
 

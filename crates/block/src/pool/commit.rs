@@ -242,6 +242,9 @@ impl Pool {
             let unflushed = inner.unflushed_on(member);
             inner.change(vec![Record::MemberFailed { member }])?;
             inner.change(unflushed)?;
+            let dirty = inner.state.dirty.clone();
+            drop(inner);
+            self.regions.lock().doubt(dirty);
         }
         Ok(())
     }
@@ -272,13 +275,13 @@ impl Inner {
         let mut records = Vec::new();
         for (id, layer) in &self.state.layers {
             for (chunk, slot) in &layer.map {
-                let Slot::Data { copies, written } = *slot else { continue };
+                let Slot::Data { copies, filled } = *slot else { continue };
                 let others = copies.filter(|place| place.member != member);
                 let known = others.is_some_and(|others| self.state.healthy(&others).is_some());
                 if let Some(copies) = others.filter(|_| known)
                     && slot.places().iter().any(|place| recent.contains(place))
                 {
-                    let slot = Slot::Data { copies, written };
+                    let slot = Slot::Data { copies, filled };
                     records.push(Record::Mapped { layer: *id, chunk: *chunk, slot });
                 }
             }

@@ -5,7 +5,7 @@ use super::record::VolumeId;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 
-type Chunk = (VolumeId, u32);
+type Chunk = (VolumeId, u64);
 
 #[derive(Default)]
 struct Held {
@@ -23,7 +23,7 @@ pub(super) struct Holds {
 
 impl Holds {
     /// Waits until nobody has the chunk alone, or wants to.
-    pub fn share(&self, volume: VolumeId, chunk: u32) -> Hold<'_> {
+    pub fn share(&self, volume: VolumeId, chunk: u64) -> Hold<'_> {
         let key = (volume, chunk);
         let mut held = self.held.lock();
         while held.get(&key).is_some_and(|now| now.users < 0 || now.waiting > 0) {
@@ -34,7 +34,7 @@ impl Holds {
     }
 
     /// Waits until nobody has the chunk.
-    pub fn alone(&self, volume: VolumeId, chunk: u32) -> Hold<'_> {
+    pub fn alone(&self, volume: VolumeId, chunk: u64) -> Hold<'_> {
         let key = (volume, chunk);
         let mut held = self.held.lock();
         held.entry(key).or_default().waiting += 1;

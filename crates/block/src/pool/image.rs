@@ -20,6 +20,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("layout", "linear, striped, or mirrored"),
     ("copies", "of a mirrored volume: 2 or 3"),
     ("provisioning", "thin, lazy, or eager"),
+    ("checksums", "on or off"),
 ];
 
 /// Whether a path goes through a file: that can be nothing but a volume's.
@@ -79,12 +80,19 @@ pub(crate) fn create(path: &Path, mut options: CreateOptions) -> ImageResult<()>
         Some("eager") => Provisioning::Eager,
         Some(other) => return Err(wrong(format!("provisioning {other:?}; known: thin, lazy, eager"))),
     };
+    let checksums = match options.take("checksums").as_deref() {
+        None | Some("off") => false,
+        Some("on") => true,
+        Some(other) => return Err(wrong(format!("checksums {other:?}; known: on, off"))),
+    };
     options.finish(FORMAT, OPTIONS)?;
     if options.backing.is_some() {
         return Err(BlockError::unsupported(path, "a backing file, which volumes cannot have"));
     }
     let pool = PoolFile::open(file, OpenPool::default())?;
     let made = pool.create_volume(name, options.size, layout, provisioning, &[]);
+    let made = made
+        .and_then(|()| if checksums { pool.set_checksums(name, true, &|_| ()).map(drop) } else { Ok(()) });
     made.map_err(|source| BlockError::io(path, "making the volume", source))
 }
 
@@ -130,7 +138,9 @@ impl DiskImage for PoolVolume {
         let report =
             self.pool.scrub(repair == Repair::All, &|_| ()).map_err(self.failed("comparing copies"))?;
         Ok(CheckReport {
-            corruptions: (report.differing + report.unreadable).saturating_sub(report.repaired) + report.lost,
+            corruptions: (report.differing + report.unreadable + report.rotten)
+                .saturating_sub(report.repaired)
+                + report.lost,
             corruptions_fixed: report.repaired,
             total_clusters: self.size().div_ceil(self.pool.chunk_size()),
             allocated_clusters: report.chunks,

@@ -1,7 +1,7 @@
 //! What is known about a pool.
 
 use super::Pool;
-use super::record::{LayerId, Layout, Provisioning, Slot, VolumeId};
+use super::record::{Filled, LayerId, Layout, Provisioning, Slot, VolumeId};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -59,6 +59,10 @@ pub struct VolumeInfo {
     pub redirected: u64,
     /// Chunks that are on fewer members than they should be.
     pub degraded_chunks: u64,
+    /// New chunks get checksums.
+    pub checksums: bool,
+    /// Bytes on the members that have none.
+    pub unchecked: u64,
     /// It is not written to, and clones are made of it.
     pub template: bool,
     /// What it is a clone of: `VOLUME@SNAPSHOT`, or `VOLUME` alone when that snapshot was deleted or the volume inherited
@@ -156,9 +160,14 @@ impl Pool {
             }
             Slot::Zero => false,
         });
+        let slots =
+            layers.iter().filter_map(|layer| state.layers.get(layer)).flat_map(|layer| layer.map.values());
+        let unchecked = slots.filter(|slot| matches!(slot, Slot::Data { filled: Filled::Plain, .. }));
         let shared = state.bottom(volume).map_or(0, |bottom| state.inherited(bottom).len() as u64);
         Some(VolumeInfo {
             template: found.template,
+            checksums: found.checksums,
+            unchecked: unchecked.count() as u64 * self.chunk,
             origin: state.origin_name(volume),
             shared: shared * self.chunk,
             degraded_chunks: degraded.count() as u64,

@@ -201,6 +201,9 @@ impl State {
         for id in ids {
             self.verify_layer(id)?;
         }
+        for ((member, group), chunk) in self.tables.clone() {
+            self.claim_table(member, group, chunk)?;
+        }
         let unknown = self.dirty.iter().find(|(volume, _)| !self.volumes.contains_key(volume));
         match unknown {
             Some((volume, _)) => {
@@ -269,6 +272,7 @@ impl State {
 
     /// Chunks of a member that layers own.
     pub fn used_on(&self, member: MemberId) -> u64 {
-        self.used.get(&member).map_or(0, Bits::count)
+        let tables = self.tables.range((member, 0)..=(member, u32::MAX)).count() as u64;
+        self.used.get(&member).map_or(0, Bits::count).saturating_sub(tables)
     }
 }

@@ -1,7 +1,8 @@
 //! Making, changing and removing volumes and snapshots; where new chunks go.
 
 use super::record::{
-    Copies, LayerId, Layout, MemberId, Place, Provisioning, Record, Slot, VolumeId, VolumeSettings,
+    Copies, Filled, LayerId, Layout, MemberId, Place, Provisioning, Record, Slot, Stored, VolumeId,
+    VolumeSettings,
 };
 use super::volume::PoolVolume;
 use super::{Pool, refused};
@@ -256,17 +257,23 @@ impl Pool {
         if !settings.provisioning.is_thick() {
             return Ok(());
         }
+        let owner = self.inner.read().state.layers.get(&layer).map(|layer| layer.volume);
+        let summed = owner.is_some_and(|volume| self.has_checksums(volume));
         for chunk in chunks {
             let chunk = u32::try_from(chunk).map_err(|_| ErrorKind::InvalidInput)?;
             let mut copies = self.allocate(settings, chunk)?;
             taken.extend(copies.places());
-            let written = settings.provisioning == Provisioning::Eager;
-            if written {
+            let eager = settings.provisioning == Provisioning::Eager;
+            if eager {
                 let zero =
                     |disk: &dyn BlockBackend, place| disk.write_zeroes(self.offset(place), self.chunk, false);
                 copies = self.write_copies(&copies, zero)?;
+                if summed {
+                    copies = self.write_zero_sums(&copies)?;
+                }
             }
-            records.push(Record::Mapped { layer, chunk, slot: Slot::Data { copies, written } });
+            let filled = if eager { Stored::filled(summed) } else { Filled::No };
+            records.push(Record::Mapped { layer, chunk, slot: Slot::Data { copies, filled } });
         }
         Ok(())
     }

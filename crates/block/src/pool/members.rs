@@ -118,6 +118,7 @@ impl Pool {
             log.must_checkpoint = true;
             self.commit_with(&mut log)?;
         }
+        self.resync()?;
         self.make_copies(progress)
     }
 }

@@ -35,6 +35,8 @@ mod scrub;
 mod space;
 mod state;
 mod stored;
+mod summed;
+mod sums;
 mod volume;
 
 pub use file::PoolFile;
@@ -91,6 +93,10 @@ pub struct Pool {
     /// Commits that began.
     commits: AtomicU64,
     holds: Holds,
+    /// The same for the parts of chunks that have checksums, [`summed::STRIPE`] bytes each.
+    stripes: Holds,
+    /// Held while a table of checksums is made.
+    making_table: Mutex<()>,
     regions: Mutex<Regions>,
     /// Taken for reading by requests, for writing by what concerns a whole volume; one for each family of clones.
     gates: Mutex<HashMap<VolumeId, Arc<RwLock<()>>>>,
@@ -121,13 +127,13 @@ impl Pool {
     /// Holds a chunk of a volume, and of those that share layers with it, together with others ([`Holds::share`]).
     fn share(&self, volume: VolumeId, chunk: u32) -> Hold<'_> {
         let family = self.inner.read().state.family(volume);
-        self.holds.share(family, chunk)
+        self.holds.share(family, chunk.into())
     }
 
     /// The same without others ([`Holds::alone`]).
     fn alone(&self, volume: VolumeId, chunk: u32) -> Hold<'_> {
         let family = self.inner.read().state.family(volume);
-        self.holds.alone(family, chunk)
+        self.holds.alone(family, chunk.into())
     }
 
     /// The file of a member, which must not have failed.

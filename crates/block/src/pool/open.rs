@@ -192,6 +192,9 @@ impl Pool {
         for place in slots.flat_map(Slot::places) {
             space.claim(*place);
         }
+        for ((member, _), chunk) in &state.tables {
+            space.claim(Place { member: *member, chunk: *chunk });
+        }
         for (member, own) in &mut log.members {
             for (number, area) in own.areas.iter_mut().enumerate() {
                 let places: Vec<Place> =
@@ -225,6 +228,8 @@ impl Pool {
             log: Mutex::new(log),
             commits: 0.into(),
             holds: super::Holds::default(),
+            stripes: super::Holds::default(),
+            making_table: Mutex::default(),
             regions: Mutex::default(),
             gates: Mutex::default(),
             writers: Mutex::default(),

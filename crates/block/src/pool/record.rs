@@ -71,6 +71,33 @@ impl From<Copies> for Vec<Place> {
     }
 }
 
+/// What the places of a chunk hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filled {
+    /// Nothing yet: it reads as zeros.
+    No,
+    /// Data.
+    Plain,
+    /// Data, whose checksums are in the tables of the members.
+    Summed,
+}
+
+/// A chunk that has data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Where.
+    pub copies: Copies,
+    /// The tables of the members have its checksums.
+    pub summed: bool,
+}
+
+impl Stored {
+    /// What a slot says of it.
+    pub fn filled(summed: bool) -> Filled {
+        if summed { Filled::Summed } else { Filled::Plain }
+    }
+}
+
 /// What a layer says of a chunk of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Slot {
@@ -80,12 +107,22 @@ pub enum Slot {
     Data {
         /// Where.
         copies: Copies,
-        /// Without: the places are reserved, and it reads as zeros.
-        written: bool,
+        /// With what.
+        filled: Filled,
     },
 }
 
 impl Slot {
+    /// The data it leads to.
+    pub fn stored(&self) -> Option<Stored> {
+        match self {
+            Slot::Zero | Slot::Data { filled: Filled::No, .. } => None,
+            Slot::Data { copies, filled } => {
+                Some(Stored { copies: *copies, summed: *filled == Filled::Summed })
+            }
+        }
+    }
+
     /// The places it owns.
     pub fn places(&self) -> &[Place] {
         match self {
@@ -187,6 +224,10 @@ pub enum Record {
     Detached { layer: LayerId },
     /// A volume becomes a template, which is not written to, or ceases to be one.
     Templated { volume: VolumeId, on: bool },
+    /// New chunks of a volume get checksums, or do not, and those that others have are forgotten.
+    Summing { volume: VolumeId, on: bool },
+    /// A chunk of the member holds the checksums of a group of its chunks.
+    TableMade { member: MemberId, group: u32, chunk: u32 },
 }
 
 /// What a volume is made with.

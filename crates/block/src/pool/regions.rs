@@ -1,12 +1,12 @@
-//! Regions of mirrored volumes whose copies may differ.
+//! Regions of volumes in which copies may differ, from each other and from their checksums.
 //!
 //! A region becomes dirty, durably, before the first write into it, and clean some time after the last one: when a
 //! commit finds that nothing was written since the one before, whose flush covered all that was. After a power loss
-//! the copies in dirty regions are made equal before anything reads them.
+//! the copies in dirty regions are made equal, and checksums that do not fit are made anew, before anything reads them.
 
 use super::Pool;
 use super::record::{Record, VolumeId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Result;
 
 #[derive(Default)]
@@ -19,12 +19,27 @@ struct Activity {
 }
 
 #[derive(Default)]
-pub(super) struct Regions(HashMap<(VolumeId, u32), Activity>);
+pub(super) struct Regions {
+    active: HashMap<(VolumeId, u32), Activity>,
+    /// Stay dirty: a member that failed may have lost what was written to it, and may come back.
+    doubtful: HashSet<(VolumeId, u32)>,
+}
 
 impl Regions {
     /// Forgets a volume that is gone.
     pub fn forget(&mut self, gone: VolumeId) {
-        self.0.retain(|(volume, _), _| *volume != gone);
+        self.active.retain(|(volume, _), _| *volume != gone);
+        self.doubtful.retain(|(volume, _)| *volume != gone);
+    }
+
+    /// Keeps regions from becoming clean.
+    pub fn doubt(&mut self, regions: impl IntoIterator<Item = (VolumeId, u32)>) {
+        self.doubtful.extend(regions);
+    }
+
+    /// Ends that.
+    pub fn trust(&mut self, region: (VolumeId, u32)) {
+        self.doubtful.remove(&region);
     }
 }
 
@@ -36,7 +51,7 @@ pub(super) struct RegionUse<'a> {
 
 impl Drop for RegionUse<'_> {
     fn drop(&mut self) {
-        if let Some(activity) = self.pool.regions.lock().0.get_mut(&self.key) {
+        if let Some(activity) = self.pool.regions.lock().active.get_mut(&self.key) {
             activity.in_flight = activity.in_flight.saturating_sub(1);
         }
     }
@@ -48,7 +63,7 @@ impl Pool {
         let region = self.inner.read().state.region_of(chunk);
         let key = (volume, region);
         let mut regions = self.regions.lock();
-        let activity = regions.0.entry(key).or_default();
+        let activity = regions.active.entry(key).or_default();
         activity.in_flight += 1;
         activity.recent = true;
         let durable = activity.durable;
@@ -58,7 +73,7 @@ impl Pool {
             let said = if known { Ok(()) } else { self.change(vec![Record::Dirtied { volume, region }]) };
             drop(regions);
             said.and_then(|()| self.commit())?;
-            if let Some(activity) = self.regions.lock().0.get_mut(&key) {
+            if let Some(activity) = self.regions.lock().active.get_mut(&key) {
                 activity.durable = true;
             }
         }
@@ -69,8 +84,10 @@ impl Pool {
     pub(super) fn rest_regions(&self, all: bool) -> Result<()> {
         let mut regions = self.regions.lock();
         let mut clean = Vec::new();
-        regions.0.retain(|(volume, region), activity| {
-            let rests = activity.in_flight == 0 && (all || !activity.recent);
+        let Regions { active, doubtful } = &mut *regions;
+        active.retain(|(volume, region), activity| {
+            let trusted = !doubtful.contains(&(*volume, *region));
+            let rests = activity.in_flight == 0 && (all || !activity.recent) && trusted;
             if rests {
                 clean.push(Record::Cleaned { volume: *volume, region: *region });
             }

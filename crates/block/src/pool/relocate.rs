@@ -1,7 +1,9 @@
 //! Giving chunks other places, one at a time, while volumes are used.
 
 use super::Pool;
-use super::record::{Copies, LayerId, Layout, MemberId, Place, Record, Slot, VolumeId, VolumeSettings};
+use super::record::{
+    Copies, Filled, LayerId, Layout, MemberId, Place, Record, Slot, Stored, VolumeId, VolumeSettings,
+};
 use super::request::{COPY, Content};
 use std::io::{Error, ErrorKind, Result};
 
@@ -161,16 +163,16 @@ impl Pool {
         let settings = self.settings(volume)?;
         let slot =
             self.inner.read().state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk)).copied();
-        let Some(Slot::Data { copies, written }) = slot else { return Ok(false) };
+        let Some(Slot::Data { copies, filled }) = slot else { return Ok(false) };
         let Some(Plan { leave, to }) = plan(&settings, chunk, &copies) else { return Ok(false) };
         let place = self.take_place(&to)?;
-        let changed = self.copy_to(volume, chunk, &copies, place, written).and_then(|()| {
+        let changed = self.copy_to(volume, chunk, &copies, place, filled).and_then(|()| {
             let mut places: Vec<Place> =
                 copies.places().iter().copied().filter(|old| Some(*old) != leave).collect();
             places.push(place);
             let copies =
                 Copies::new(&places).ok_or_else(|| Error::other("A chunk would have too many copies"))?;
-            self.change(vec![Record::Mapped { layer, chunk, slot: Slot::Data { copies, written } }])
+            self.change(vec![Record::Mapped { layer, chunk, slot: Slot::Data { copies, filled } }])
         });
         if changed.is_err() {
             self.give_back(&[place]);
@@ -178,13 +180,15 @@ impl Pool {
         changed.map(|()| true)
     }
 
-    fn copy_to(&self, volume: VolumeId, chunk: u32, from: &Copies, to: Place, written: bool) -> Result<()> {
-        let to = Copies::new(&[to]).ok_or(ErrorKind::InvalidInput)?;
-        if !written {
+    fn copy_to(&self, volume: VolumeId, chunk: u32, from: &Copies, to: Place, filled: Filled) -> Result<()> {
+        let summed = filled == Filled::Summed;
+        let to = Stored { copies: Copies::new(&[to]).ok_or(ErrorKind::InvalidInput)?, summed };
+        if filled == Filled::No {
             return Ok(());
         }
         // All of the chunk is "the rest": nothing is written into it.
         debug_assert!(self.chunk.is_multiple_of(COPY.min(self.chunk)));
-        self.fill(volume, chunk, &to, Some(from), 0, &Content::Bytes(&[])).map(drop)
+        let from = Stored { copies: *from, summed };
+        self.fill(volume, chunk, &to, Some(&from), 0, &Content::Bytes(&[])).map(drop)
     }
 }

@@ -2,10 +2,10 @@
 
 use super::Pool;
 use super::commit::is_full;
-use super::record::{Copies, LayerId, MemberId, Place, Record, Slot, VolumeId};
+use super::record::{Copies, Filled, LayerId, MemberId, Place, Record, Slot, Stored, VolumeId};
 use super::state::Found;
 use crate::BlockBackend;
-use crate::buffers::len;
+use crate::buffers::{len, part};
 use std::io::{Error, IoSlice, IoSliceMut, Result};
 
 /// What is written.
@@ -20,6 +20,24 @@ impl Content<'_> {
         match self {
             Content::Bytes(buffers) => len(buffers),
             Content::Zeros(len) => *len,
+        }
+    }
+
+    /// Copies it from a byte on, as much as there is room for.
+    pub fn copy_to(&self, skip: u64, target: &mut [u8]) {
+        match self {
+            Content::Zeros(_) => target.fill(0),
+            Content::Bytes(buffers) => {
+                let mut rest = target;
+                for buffer in part(buffers, skip, rest.len() as u64) {
+                    let Some((now, after)) = std::mem::take(&mut rest).split_at_mut_checked(buffer.len())
+                    else {
+                        return;
+                    };
+                    now.copy_from_slice(&buffer);
+                    rest = after;
+                }
+            }
         }
     }
 
@@ -50,8 +68,11 @@ impl Pool {
                 buffers.iter_mut().for_each(|buffer| buffer.fill(0));
                 Ok(())
             }
-            Found::Own(copies) | Found::Inherited(copies) => {
-                self.read_copies(volume, chunk, &copies, at, buffers)
+            Found::Own(stored) | Found::Inherited(stored) if stored.summed => {
+                self.read_summed(volume, chunk, &stored.copies, at, buffers)
+            }
+            Found::Own(stored) | Found::Inherited(stored) => {
+                self.read_copies(volume, chunk, &stored.copies, at, buffers)
             }
         }
     }
@@ -85,7 +106,7 @@ impl Pool {
     }
 
     /// The error of a chunk none of whose copies can be reached.
-    fn lost(&self, volume: VolumeId, chunk: u32, copies: &Copies) -> Error {
+    pub(super) fn lost(&self, volume: VolumeId, chunk: u32, copies: &Copies) -> Error {
         let names: Vec<String> = copies.places().iter().map(|place| self.name_of(place.member)).collect();
         let name = self.inner.read().state.volumes.get(&volume).map(|volume| volume.settings.name.clone());
         let text = format!(
@@ -106,11 +127,16 @@ impl Pool {
     ) -> Result<()> {
         loop {
             let hold = self.share(volume, chunk);
-            if let Some(copies) = self.in_place(layer, chunk) {
-                let _region =
-                    if copies.places().len() > 1 { Some(self.use_region(volume, chunk)?) } else { None };
-                let write = |disk: &dyn BlockBackend, place| content.write(disk, self.offset(place) + at);
-                if self.write_copies(&copies, write)? == copies {
+            if let Some(Stored { copies, summed }) = self.in_place(layer, chunk) {
+                let may_differ = copies.places().len() > 1 || summed;
+                let _region = if may_differ { Some(self.use_region(volume, chunk)?) } else { None };
+                let written = if summed {
+                    self.write_summed(volume, chunk, &copies, at, content)?
+                } else {
+                    let write = |disk: &dyn BlockBackend, place| content.write(disk, self.offset(place) + at);
+                    self.write_copies(&copies, write)?
+                };
+                if written == copies {
                     return Ok(());
                 }
                 // A copy missed it; before this is acknowledged, it must be forgotten.
@@ -124,10 +150,10 @@ impl Pool {
     }
 
     /// The copies of a chunk that can be written where they are: it is the top layer's own, and all of them work.
-    fn in_place(&self, layer: LayerId, chunk: u32) -> Option<Copies> {
+    fn in_place(&self, layer: LayerId, chunk: u32) -> Option<Stored> {
         let state = &self.inner.read().state;
         match state.find(layer, chunk) {
-            Found::Own(copies) if state.healthy(&copies) == Some(copies) => Some(copies),
+            Found::Own(stored) if state.healthy(&stored.copies) == Some(stored.copies) => Some(stored),
             _ => None,
         }
     }
@@ -170,18 +196,21 @@ impl Pool {
     ) -> Result<bool> {
         let found = self.inner.read().state.find(layer, chunk);
         let (target, source) = match found {
-            Found::Own(copies) => {
-                self.forget_failed(volume, layer, chunk, copies, true)?;
+            Found::Own(stored) => {
+                self.forget_failed(volume, layer, chunk, stored.copies, Stored::filled(stored.summed))?;
                 return Ok(false);
             }
-            Found::Reserved(copies) => (self.forget_failed(volume, layer, chunk, copies, false)?, None),
+            Found::Reserved(copies) => (self.forget_failed(volume, layer, chunk, copies, Filled::No)?, None),
             Found::Zeros if matches!(content, Content::Zeros(_)) => return Ok(true),
             Found::Zeros => (self.allocate(&self.settings(volume)?, chunk)?, None),
-            Found::Inherited(copies) => (self.allocate(&self.settings(volume)?, chunk)?, Some(copies)),
+            Found::Inherited(stored) => (self.allocate(&self.settings(volume)?, chunk)?, Some(stored)),
         };
+        // Who has checksums keeps them: without, rot would be taken for data.
+        let summed = source.is_some_and(|source| source.summed) || self.has_checksums(volume);
+        let target = Stored { copies: target, summed };
         let filled = self.fill(volume, chunk, &target, source.as_ref(), at, content);
         if matches!(found, Found::Reserved(_)) {
-            let slot = Slot::Data { copies: filled?, written: true };
+            let slot = Slot::Data { copies: filled?, filled: Stored::filled(summed) };
             self.change(vec![Record::Mapped { layer, chunk, slot }])?;
         } else {
             self.map_filled(layer, chunk, &target, filled)?;
@@ -194,16 +223,20 @@ impl Pool {
         &self,
         layer: LayerId,
         chunk: u32,
-        target: &Copies,
+        target: &Stored,
         filled: Result<Copies>,
     ) -> Result<()> {
         let recorded = filled.and_then(|copies| {
-            self.change(vec![Record::Mapped { layer, chunk, slot: Slot::Data { copies, written: true } }])?;
+            let slot = Slot::Data { copies, filled: Stored::filled(target.summed) };
+            self.change(vec![Record::Mapped { layer, chunk, slot }])?;
             Ok(copies)
         });
         let kept = recorded.as_ref().ok();
-        let lost =
-            target.places().iter().filter(|place| kept.is_none_or(|kept| !kept.places().contains(place)));
+        let lost = target
+            .copies
+            .places()
+            .iter()
+            .filter(|place| kept.is_none_or(|kept| !kept.places().contains(place)));
         self.give_back(&lost.copied().collect::<Vec<_>>());
         recorded.map(drop)
     }
@@ -215,16 +248,12 @@ impl Pool {
         layer: LayerId,
         chunk: u32,
         copies: Copies,
-        written: bool,
+        filled: Filled,
     ) -> Result<Copies> {
         let healthy = self.inner.read().state.healthy(&copies);
         let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, &copies))?;
         if healthy != copies {
-            self.change(vec![Record::Mapped {
-                layer,
-                chunk,
-                slot: Slot::Data { copies: healthy, written },
-            }])?;
+            self.change(vec![Record::Mapped { layer, chunk, slot: Slot::Data { copies: healthy, filled } }])?;
             self.commit()?;
         }
         Ok(healthy)
@@ -235,12 +264,15 @@ impl Pool {
         &self,
         volume: VolumeId,
         chunk: u32,
-        target: &Copies,
-        source: Option<&Copies>,
+        target: &Stored,
+        source: Option<&Stored>,
         at: u64,
         content: &Content<'_>,
     ) -> Result<Copies> {
-        let mut target = *target;
+        if target.summed {
+            return self.fill_summed(volume, chunk, &target.copies, source, at, content);
+        }
+        let mut target = target.copies;
         let end = at + content.len();
         for (start, stop) in [(0, at), (end, self.chunk)] {
             let Some(source) = source else {
@@ -256,7 +288,7 @@ impl Pool {
             while next < stop {
                 let len = (stop - next).min(COPY) as usize;
                 let bytes = buffer.get_mut(..len).unwrap_or_default();
-                self.read_copies(volume, chunk, source, next, &mut [IoSliceMut::new(bytes)])?;
+                self.read_copies(volume, chunk, &source.copies, next, &mut [IoSliceMut::new(bytes)])?;
                 target = self.write_copies(&target, |disk, place| {
                     disk.write_bytes(self.offset(place) + next, bytes)
                 })?;

@@ -1,8 +1,9 @@
 //! Comparing the copies of mirrored volumes, and making them equal.
 
 use super::Pool;
-use super::record::{Copies, Layout, Record, Slot, VolumeId};
+use super::record::{Copies, Filled, Record, Slot, VolumeId};
 use super::request::COPY;
+use super::sums::Mend;
 use serde::Serialize;
 use std::io::Result;
 
@@ -16,7 +17,9 @@ pub struct ScrubReport {
     pub differing: u64,
     /// Chunks of which a copy cannot be read.
     pub unreadable: u64,
-    /// Chunks that could be read in no copy: their data are lost.
+    /// Chunks of which a copy is wrong by its checksum.
+    pub rotten: u64,
+    /// Chunks that could be read in no copy, or are right in none: their data are lost.
     pub lost: u64,
     /// Chunks that are on fewer members than they should be; `vireo pool rebuild` mends that.
     pub degraded: u64,
@@ -29,7 +32,9 @@ pub struct ScrubReport {
 impl ScrubReport {
     /// Nothing wrong is left.
     pub fn is_clean(&self) -> bool {
-        self.differing + self.unreadable == self.repaired && self.lost == 0 && self.degraded == 0
+        self.differing + self.unreadable + self.rotten == self.repaired
+            && self.lost == 0
+            && self.degraded == 0
     }
 }
 
@@ -38,6 +43,7 @@ impl ScrubReport {
 struct Comparison {
     differs: bool,
     unreadable: bool,
+    rotten: bool,
     lost: bool,
     repaired: bool,
 }
@@ -58,37 +64,81 @@ impl Pool {
                     let state = &self.inner.read().state;
                     state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk)).copied()
                 };
-                let Some(Slot::Data { copies, written }) = slot else { continue };
+                let Some(Slot::Data { copies, filled }) = slot else { continue };
                 let healthy = self.inner.read().state.healthy(&copies);
                 let there = healthy.map_or(0, |copies| copies.places().len());
                 report.degraded += u64::from(there < settings.layout.copies());
-                let Some(healthy) = healthy.filter(|_| written) else { continue };
+                let Some(healthy) = healthy.filter(|_| filled != Filled::No) else { continue };
                 report.chunks += 1;
                 progress(report.chunks);
-                let found = self.compare_copies(&healthy, repair)?;
+                let found = if filled == Filled::Summed {
+                    self.check_sums(&healthy, if repair { Mend::Repair } else { Mend::No })?
+                } else {
+                    self.compare_copies(&healthy, repair)?
+                };
                 report.add(&found, &format!("chunk {chunk} of volume {}", settings.name));
             }
         }
         Ok(report)
     }
 
-    /// Makes the copies in dirty regions equal.
+    /// Makes the copies in dirty regions equal, and checksums that do not fit anew. A region stays dirty when a chunk in
+    /// it cannot be reached.
     pub(super) fn resync(&self) -> Result<()> {
         let dirty: Vec<(VolumeId, u32)> = self.inner.read().state.dirty.iter().copied().collect();
         for (volume, region) in dirty {
-            let is_mirror = matches!(self.settings(volume)?.layout, Layout::Mirrored(_));
-            for (_, chunk, copies) in self.slots_of(volume) {
-                let healthy = {
+            let mut missed = false;
+            for (layer, chunk, copies) in self.slots_of(volume) {
+                let (summed, is_top, healthy) = {
                     let state = &self.inner.read().state;
-                    state.healthy(&copies).filter(|_| is_mirror && state.region_of(chunk) == region)
+                    if state.region_of(chunk) != region {
+                        continue;
+                    }
+                    let slot = state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk));
+                    let summed = slot.and_then(|slot| slot.stored()).is_some_and(|stored| stored.summed);
+                    let top = state.volumes.get(&volume).map(|volume| volume.top);
+                    (summed, top == Some(layer), state.healthy(&copies))
                 };
-                if let Some(healthy) = healthy {
-                    self.compare_copies(&healthy, true)?;
+                match healthy {
+                    None => missed |= summed,
+                    // Only the top layer was written to since its last flush.
+                    Some(healthy) if summed => {
+                        drop(self.check_sums(&healthy, if is_top { Mend::Accept } else { Mend::Repair })?);
+                    }
+                    Some(healthy) if healthy.places().len() > 1 => {
+                        drop(self.compare_copies(&healthy, true)?);
+                    }
+                    Some(_) => {}
                 }
             }
-            self.change(vec![Record::Cleaned { volume, region }])?;
+            let mut regions = self.regions.lock();
+            if missed {
+                regions.doubt([(volume, region)]);
+            } else {
+                regions.trust((volume, region));
+                drop(regions);
+                self.change(vec![Record::Cleaned { volume, region }])?;
+            }
         }
         self.commit()
+    }
+
+    /// Compares the copies of a chunk with their checksums.
+    fn check_sums(&self, copies: &Copies, how: Mend) -> Result<Comparison> {
+        let mut found = Comparison::default();
+        let step = self.chunk.min(COPY);
+        for at in (0..self.chunk).step_by(step as usize) {
+            let Ok(mended) = self.mend(copies, at, step, how) else {
+                found.lost = true;
+                return Ok(found);
+            };
+            found.lost |= !mended.lost.is_empty();
+            found.rotten |= mended.rotten;
+            found.unreadable |= mended.unreadable;
+            found.differs |= mended.differs;
+            found.repaired |= mended.repaired?;
+        }
+        Ok(found)
     }
 
     fn compare_copies(&self, copies: &Copies, repair: bool) -> Result<Comparison> {
@@ -130,13 +180,19 @@ impl Pool {
 
 impl ScrubReport {
     fn add(&mut self, found: &Comparison, which: &str) {
-        self.differing += u64::from(found.differs && !found.unreadable);
-        self.unreadable += u64::from(found.unreadable);
-        self.lost += u64::from(found.lost);
-        self.repaired += u64::from(found.repaired);
+        // Each counts once.
+        let (lost, unreadable) = (found.lost, found.unreadable && !found.lost);
+        let rotten = found.rotten && !lost && !unreadable;
+        self.lost += u64::from(lost);
+        self.unreadable += u64::from(unreadable);
+        self.rotten += u64::from(rotten);
+        self.differing += u64::from(found.differs && !lost && !unreadable && !rotten);
+        self.repaired += u64::from(found.repaired && !lost);
         let what = match found {
+            Comparison { lost: true, rotten: true, .. } => "is wrong by its checksum on all its members",
             Comparison { lost: true, .. } => "cannot be read on any member",
             Comparison { unreadable: true, .. } => "cannot be read on one of its members",
+            Comparison { rotten: true, .. } => "is wrong by its checksum on one of its members",
             Comparison { differs: true, .. } => "has copies that differ",
             _ => return,
         };

@@ -12,7 +12,9 @@
 //! A clone is a volume whose oldest layer stands on a snapshot of another volume. Layers that clones need stay when their
 //! own volume goes: a clone inherits them.
 
-use super::record::{Copies, LayerId, MemberId, Place, Provisioning, Record, Slot, VolumeId, VolumeSettings};
+use super::record::{
+    Copies, Filled, LayerId, MemberId, Place, Provisioning, Record, Slot, Stored, VolumeId, VolumeSettings,
+};
 use super::space::Bits;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +42,8 @@ pub(super) struct Volume {
     pub top: LayerId,
     /// It is not written to; the top layer is empty and stands on a snapshot of the volume.
     pub template: bool,
+    /// New chunks get checksums.
+    pub checksums: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,9 +71,9 @@ pub(super) enum Found {
     /// The top layer has places for it that hold nothing yet: zeros.
     Reserved(Copies),
     /// The top layer has it.
-    Own(Copies),
+    Own(Stored),
     /// A layer below has it.
-    Inherited(Copies),
+    Inherited(Stored),
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -79,8 +83,10 @@ pub(super) struct State {
     pub members: BTreeMap<MemberId, Member>,
     pub volumes: BTreeMap<VolumeId, Volume>,
     pub layers: BTreeMap<LayerId, Layer>,
-    /// Regions of mirrored volumes whose copies may differ.
+    /// Regions of volumes in which copies may differ, from each other and from their checksums.
     pub dirty: BTreeSet<(VolumeId, u32)>,
+    /// Chunks that hold the checksums of a member's groups of chunks.
+    pub tables: BTreeMap<(MemberId, u32), u32>,
     pub next_member: MemberId,
     pub next_volume: VolumeId,
     pub next_layer: LayerId,
@@ -114,7 +120,7 @@ impl State {
     pub fn stored_size(&self) -> u64 {
         let maps: usize = self.layers.values().map(|layer| layer.map.len()).sum();
         let rest = self.layers.len() * 128 + self.volumes.len() * 512 + self.members.len() * 64;
-        (maps as u64) * 32 + (rest + self.dirty.len() * 16) as u64 + 256
+        (maps as u64) * 32 + (rest + (self.dirty.len() + self.tables.len()) * 16) as u64 + 256
     }
 
     pub fn volume_named(&self, name: &str) -> Option<(VolumeId, &Volume)> {
@@ -144,13 +150,12 @@ impl State {
     pub fn find(&self, layer: LayerId, chunk: u32) -> Found {
         let Some(top) = self.layers.get(&layer) else { return Found::Zeros };
         match top.map.get(&chunk) {
-            Some(Slot::Data { copies, written: true }) => Found::Own(*copies),
-            Some(Slot::Data { copies, written: false }) => Found::Reserved(*copies),
-            Some(Slot::Zero) => Found::Zeros,
-            None => match self.resolve(top.parent, chunk) {
-                Some(Slot::Data { copies, written: true }) => Found::Inherited(copies),
-                _ => Found::Zeros,
-            },
+            Some(Slot::Data { copies, filled: Filled::No }) => Found::Reserved(*copies),
+            Some(slot) => slot.stored().map_or(Found::Zeros, Found::Own),
+            None => {
+                let below = self.resolve(top.parent, chunk).and_then(|slot| slot.stored());
+                below.map_or(Found::Zeros, Found::Inherited)
+            }
         }
     }
 
@@ -196,6 +201,8 @@ impl State {
             }
             Record::Detached { layer } => self.detach(*layer),
             Record::Templated { volume, on } => self.set_template(*volume, *on),
+            Record::Summing { volume, on } => self.set_checksums(*volume, *on),
+            Record::TableMade { member, group, chunk } => self.add_table(*member, *group, *chunk),
             Record::Dirtied { volume, region } => {
                 self.volume(*volume)?;
                 self.dirty.insert((*volume, *region));
@@ -245,12 +252,13 @@ impl State {
 
     fn remove_member(&mut self, member: MemberId) -> Result<Vec<Place>, Contradiction> {
         self.member(member)?;
-        let used = self.used.get(&member).is_some_and(|bits| bits.count() != 0);
+        let used = self.used_on(member) != 0;
         let named = self.volumes.values().any(|volume| volume.settings.members.contains(&member));
         if used || named {
             return Err(contradiction(format!("Member {member} is still used")));
         }
         self.members.remove(&member);
+        self.tables.retain(|(owner, _), _| *owner != member);
         self.used.remove(&member);
         Ok(Vec::new())
     }
@@ -270,10 +278,10 @@ impl State {
         }
         let mut freed = Vec::new();
         for (layer, chunk, slot) in stale {
-            if let Slot::Data { copies, written } = slot
+            if let Slot::Data { copies, filled } = slot
                 && let Some(copies) = copies.filter(|place| place.member != failed)
             {
-                freed.extend(self.map(layer, chunk, Slot::Data { copies, written })?);
+                freed.extend(self.map(layer, chunk, Slot::Data { copies, filled })?);
             }
         }
         Ok(freed)
@@ -297,7 +305,10 @@ impl State {
             ids.ok_or_else(|| contradiction("No number is left for a volume"))?;
         let map = BTreeMap::new();
         self.layers.insert(layer, Layer { volume, parent: None, snapshot: None, map });
-        self.volumes.insert(volume, Volume { settings: settings.clone(), top: layer, template: false });
+        self.volumes.insert(
+            volume,
+            Volume { settings: settings.clone(), top: layer, template: false, checksums: false },
+        );
         self.families.insert(volume, volume);
         Ok(Vec::new())
     }
@@ -413,8 +424,8 @@ impl State {
         let parent = self.layer(layer)?.parent;
         let inherited = matches!(self.resolve(parent, chunk), Some(Slot::Data { .. }));
         let map = &mut self.layer(layer)?.map;
-        if keep && let Some(Slot::Data { written, .. }) = map.get_mut(&chunk) {
-            *written = false;
+        if keep && let Some(Slot::Data { filled, .. }) = map.get_mut(&chunk) {
+            *filled = Filled::No;
             return Ok(Vec::new());
         }
         let old = if inherited { map.insert(chunk, Slot::Zero) } else { map.remove(&chunk) };

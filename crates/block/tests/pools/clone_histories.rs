@@ -260,6 +260,7 @@ impl Case {
             },
             9 => self.set_template(pool, &name),
             10 => self.resize(pool, &name),
+            13 => pool.set_checksums(&name, self.random.chance(70), &|_| ()).map(drop).map_err(text),
             11 if self.random.chance(30) => {
                 let mut on: Vec<String> = (0..self.members.len()).map(|number| number.to_string()).collect();
                 while on.len() > self.layout.copies() && self.random.chance(50) {
@@ -267,8 +268,12 @@ impl Case {
                 }
                 pool.move_volume(&name, &on, &|_| ()).map(drop).map_err(text)
             }
-            // Only one: more than one is more than a mirror can bear.
-            12 if self.layout.copies() > 1 && !self.broken && self.random.chance(20) => {
+            // Only one: more than one is more than a mirror can bear, and so is one when chunks lack a copy.
+            12 if self.layout.copies() > 1
+                && !self.broken
+                && self.random.chance(20)
+                && !setup::is_degraded(pool) =>
+            {
                 self.broken = true;
                 let broken = self.random.below(self.members.len() as u64) as usize;
                 self.members[broken].set_broken(true);
@@ -380,7 +385,11 @@ fn case(seed: u64, lose_power: bool) -> Result<(), String> {
     setup::create(&members)?;
     let size = CHUNK * 4 + SECTOR * random.below(256) as usize;
     let provisioning = setup::provisioning(&mut random);
-    setup::open(&members)?.create_volume("v", size as u64, layout, provisioning, &[]).map_err(text)?;
+    {
+        let pool = setup::open(&members)?;
+        pool.create_volume("v", size as u64, layout, provisioning, &[]).map_err(text)?;
+        pool.set_checksums("v", random.chance(50), &|_| ()).map_err(text)?;
+    }
     let disk = Disk { model: Model::of(vec![0; size]), snapshots: BTreeMap::new(), template: false };
     let world = World::from([("v".to_owned(), disk)]);
     let mut case = Case { random, members, layout, world, next: None, named: 0, broken: false };

@@ -116,7 +116,11 @@ fn alone(seed: u64) -> Result<(), String> {
     let layout = layout(&mut history.random, sizes.len());
     let provisioning = setup::provisioning(&mut history.random);
     let size = history.now.len() as u64;
-    setup::open(&members)?.create_volume("v", size, layout, provisioning, &[]).map_err(text)?;
+    {
+        let pool = setup::open(&members)?;
+        pool.create_volume("v", size, layout, provisioning, &[]).map_err(text)?;
+        pool.set_checksums("v", history.random.chance(50), &|_| ()).map_err(text)?;
+    }
     for _ in 0..4 {
         let pool = setup::open(&members)?;
         let volume = pool.volume("v", false).map_err(text)?;
@@ -203,6 +207,7 @@ fn shuffle(
             names.remove(random.below(names.len() as u64) as usize);
         }
         pool.move_volume("v", &names, &|_| ()).map_err(text)?;
+        pool.set_checksums("v", random.chance(60), &|_| ()).map_err(text)?;
         pool.scrub(true, &|_| ()).map_err(text)?;
     }
     pool.add_member(&setup::name(9), spare.clone()).map_err(text)?;

@@ -2,6 +2,7 @@
 //! `VIREO_POOL_CASES=10000 cargo nextest run -p block --test pools` tries more than the usual few, `VIREO_POOL_SEED=7`
 //! begins with another one. Forged metadata: `hostile_pool.rs` beside this folder.
 
+mod checksums;
 mod clone_histories;
 mod clones;
 mod files;

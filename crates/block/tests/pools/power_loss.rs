@@ -91,8 +91,12 @@ impl Case {
             4 if self.random.chance(30) => {
                 pool.move_volume("v", &self.some_members(), &|_| ()).map(drop).map_err(text)
             }
-            // Only one: more than one is more than a mirror can bear.
-            5 if self.layout.copies() > 1 && !self.broken && self.random.chance(20) => {
+            // Only one: more than one is more than a mirror can bear, and so is one when chunks lack a copy.
+            5 if self.layout.copies() > 1
+                && !self.broken
+                && self.random.chance(20)
+                && !setup::is_degraded(pool) =>
+            {
                 self.broken = true;
                 let broken = self.random.below(self.members.len() as u64) as usize;
                 self.members[broken].set_broken(true);
@@ -214,6 +218,7 @@ fn case(seed: u64) -> Result<(), String> {
         let pool = setup::open(&members)?;
         let provisioning = setup::provisioning(&mut random);
         pool.create_volume("v", size as u64, layout, provisioning, &[]).map_err(text)?;
+        pool.set_checksums("v", random.chance(50), &|_| ()).map_err(text)?;
         pool.create_volume("other", CHUNK as u64 * 2, Layout::Linear, Default::default(), &[])
             .map_err(text)?;
         let other = pool.volume("other", false).map_err(text)?;

@@ -82,6 +82,11 @@ pub fn provisioning(random: &mut Random) -> Provisioning {
     random.pick(&[Provisioning::Thin, Provisioning::Thin, Provisioning::Lazy, Provisioning::Eager])
 }
 
+/// Whether chunks lack a copy, because there was no space for it.
+pub fn is_degraded(pool: &Pool) -> bool {
+    pool.info().volumes.iter().any(|volume| volume.degraded_chunks > 0)
+}
+
 pub fn content(disk: &dyn BlockBackend) -> Result<Vec<u8>, String> {
     let mut content = vec![0xaa; disk.size() as usize];
     disk.read_bytes(0, &mut content).map_err(text)?;

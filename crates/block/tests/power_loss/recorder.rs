@@ -69,6 +69,15 @@ impl Recorder {
         self.content.lock().unwrap().now.clone()
     }
 
+    /// A bit changes without anybody writing.
+    pub fn flip(&self, at: usize) {
+        let mut content = self.content.lock().unwrap();
+        content.now[at] ^= 1;
+        if let Some(byte) = content.safe.get_mut(at) {
+            *byte ^= 1;
+        }
+    }
+
     /// The file after its power was lost: of the sectors that wait, any subset arrived.
     pub fn after_power_loss(&self) -> Recorder {
         let content = self.content.lock().unwrap();
