@@ -125,6 +125,38 @@ fn clones_and_templates_outlive_their_sources() {
 }
 
 #[test]
+fn rot_is_found_by_checksums() {
+    let folder = pool(&["a.img", "b.img"]);
+    let folder = folder.path();
+    vireo(folder, "image convert -O pool -o layout=mirrored,checksums=on a.raw web.pool/m");
+    vireo(folder, "pool volume create web.pool l --size 5243392 --checksums");
+    vireo(folder, "image convert -n -O pool a.raw web.pool/l");
+    let volumes = json(folder, "pool volume list --json web.pool");
+    assert_eq!((&volumes[1]["checksums"], &volumes[1]["unchecked"]), (&true.into(), &0.into()));
+    // The first bytes of the content, wherever a member has them.
+    let member = folder.join("a.img");
+    let mut bytes = std::fs::read(&member).unwrap();
+    let begin = content()[..64].to_vec();
+    let places: Vec<usize> =
+        (0..bytes.len()).step_by(4096).filter(|at| bytes[*at..].starts_with(&begin)).collect();
+    assert_eq!(places.len(), 2);
+    places.iter().for_each(|at| bytes[at + 1000] ^= 4);
+    std::fs::write(&member, bytes).unwrap();
+    same(folder, "m");
+    refused(folder, "image convert -O raw web.pool/l out.raw", "The checksum of volume l at byte 0 is wrong");
+    let report = run(folder, "pool scrub --repair --json web.pool");
+    assert_eq!(report.status.code(), Some(2));
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert_eq!((&report["rotten"], &report["repaired"], &report["lost"]), (&1.into(), &1.into(), &1.into()));
+    vireo(folder, "image convert -n -O pool a.raw web.pool/l");
+    vireo(folder, "pool scrub web.pool");
+    let forgotten = json(folder, "pool volume checksums --json web.pool l off");
+    assert_eq!(forgotten["chunks-summed"], 0);
+    assert_ne!(json(folder, "pool volume checksums --json web.pool l on")["chunks-summed"], 0);
+    same(folder, "l");
+}
+
+#[test]
 fn a_lost_member_is_replaced() {
     let folder = pool(&["a.img", "b.img"]);
     let folder = folder.path();

@@ -103,10 +103,10 @@ impl Pool {
                     None => missed |= summed,
                     // Only the top layer was written to since its last flush.
                     Some(healthy) if summed => {
-                        drop(self.check_sums(&healthy, if is_top { Mend::Accept } else { Mend::Repair })?);
+                        self.check_sums(&healthy, if is_top { Mend::Accept } else { Mend::Repair })?;
                     }
                     Some(healthy) if healthy.places().len() > 1 => {
-                        drop(self.compare_copies(&healthy, true)?);
+                        self.compare_copies(&healthy, true)?;
                     }
                     Some(_) => {}
                 }

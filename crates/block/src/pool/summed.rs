@@ -228,6 +228,9 @@ impl Pool {
 
     /// Gives a volume checksums, those of what it and its snapshots have already included, while it is used; or takes
     /// them away. Tells how many chunks got checksums; `progress` hears of every one.
+    ///
+    /// # Errors
+    /// When chunks have copies on members that do not work, among others: all that could get checksums have them.
     pub fn set_checksums(&self, name: &str, on: bool, progress: &dyn Fn(u64)) -> Result<u64> {
         let volume = self.volume_id(name)?;
         {
@@ -237,11 +240,8 @@ impl Pool {
         }
         self.commit()?;
         let mut summed = 0;
-        while on {
-            let plain = self.plain_slots(volume);
-            if plain.is_empty() {
-                break;
-            }
+        let mut plain = if on { self.plain_slots(volume, true) } else { Vec::new() };
+        while !plain.is_empty() {
             for (layer, chunk) in plain {
                 if self.sum_chunk(volume, layer, chunk)? {
                     summed += 1;
@@ -251,16 +251,29 @@ impl Pool {
                     }
                 }
             }
+            plain = self.plain_slots(volume, true);
         }
-        self.commit().map(|()| summed)
+        self.commit()?;
+        match self.plain_slots(volume, false).len() {
+            left if on && left > 0 => Err(Error::other(format!(
+                "{left} chunks of volume {name} are on members that are missing or failed; rebuild the pool and turn \
+                 checksums on again"
+            ))),
+            _ => Ok(summed),
+        }
     }
 
-    /// What of a volume has no checksums. Layers may be joined while it is worked on.
-    fn plain_slots(&self, volume: VolumeId) -> Vec<(LayerId, u32)> {
+    /// What of a volume has no checksums, whose copies all work or not. Layers may be joined while it is worked on.
+    fn plain_slots(&self, volume: VolumeId, works: bool) -> Vec<(LayerId, u32)> {
         let state = &self.inner.read().state;
         let mut slots = Vec::new();
         for (id, layer) in state.layers.iter().filter(|(_, layer)| layer.volume == volume) {
-            let plain = |slot: &&Slot| matches!(slot, Slot::Data { filled: Filled::Plain, .. });
+            let plain = |slot: &&Slot| match slot {
+                Slot::Data { copies, filled: Filled::Plain } => {
+                    (state.healthy(copies) == Some(*copies)) == works
+                }
+                _ => false,
+            };
             slots.extend(layer.map.iter().filter(|(_, slot)| plain(slot)).map(|(chunk, _)| (*id, *chunk)));
         }
         slots
@@ -273,11 +286,13 @@ impl Pool {
         let slot =
             self.inner.read().state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk)).copied();
         let Some(Slot::Data { copies, filled: Filled::Plain }) = slot else { return Ok(false) };
-        let healthy = self.inner.read().state.healthy(&copies);
-        let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, &copies))?;
-        self.make_tables(&healthy)?;
+        self.make_tables(&copies)?;
         for range in parts(0, self.chunk) {
-            self.sum_part(&healthy, range.start, range.end - range.start)?;
+            self.sum_part(&copies, range.start, range.end - range.start)?;
+        }
+        if self.inner.read().state.healthy(&copies) != Some(copies) {
+            // One of them failed meanwhile and may not have them.
+            return Ok(false);
         }
         self.change(vec![Record::Mapped {
             layer,

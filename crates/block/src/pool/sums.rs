@@ -286,7 +286,7 @@ impl Pool {
             }
             if how != Mend::No {
                 let put = self.disk(place.member).and_then(|disk| self.put_part(&*disk, *place, at, &wanted));
-                repaired = repaired.and_then(|_| put).map(|()| true);
+                repaired = repaired.and(put.map(|()| true));
             }
         }
         Ok(Mended { part: right, lost, rotten, unreadable, differs, repaired })

@@ -51,6 +51,7 @@ static MEMBERS: LazyLock<Vec<Arc<Vec<u8>>>> = LazyLock::new(|| {
     let pool = make();
     pool.create_volume("a", 5 * CHUNK_MIN, Layout::Mirrored(2), Provisioning::Thin, &[]).unwrap();
     pool.create_volume("b", 5 * CHUNK_MIN, Layout::Striped, Provisioning::Lazy, &[]).unwrap();
+    pool.set_checksums("a", true, &|_| ()).unwrap();
     change(&pool, "a");
     drop(pool);
     let pool = make();
@@ -157,6 +158,7 @@ fn exercise(pool: &Arc<Pool>) {
         let _ = pool.delete_snapshot(&volume.name, "s2");
         let _ = disk.resize(1 << 18);
         let _ = pool.clone_volume(&format!("{}@t", volume.name), "new");
+        let _ = pool.set_checksums(&volume.name, true, &|_| ());
         let _ = pool.set_template(&volume.name, true);
         let _ = pool.flatten(&volume.name, &|_| ());
         let _ = pool.delete_volume("a", true);

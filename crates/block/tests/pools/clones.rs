@@ -125,7 +125,7 @@ fn together(seed: u64) -> Result<(), String> {
                     pool.scrub(true, &|_| ())?;
                 }
                 pool.delete_snapshot("golden", "v1")?;
-                pool.flatten(if seed % 3 == 0 { "web" } else { "mail" }, &|_| ())?;
+                pool.flatten(if seed.is_multiple_of(3) { "web" } else { "mail" }, &|_| ())?;
                 pool.delete_volume("golden", true)?;
                 pool.delete_volume("mail", true)
             };

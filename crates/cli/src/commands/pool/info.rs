@@ -41,8 +41,13 @@ pub fn print_volumes(volumes: &[VolumeInfo]) {
         };
         let provisioning = format!("{:?}", volume.provisioning).to_lowercase();
         let template = if volume.template { ", template" } else { "" };
+        let checksums = match (volume.checksums, volume.unchecked) {
+            (false, _) => String::new(),
+            (true, 0) => ", checksums".to_owned(),
+            (true, bytes) => format!(", checksums, without: {}", human(bytes)),
+        };
         println!(
-            "{:<24} {:>12} {:>12} {:<20} {provisioning}{template}{degraded}",
+            "{:<24} {:>12} {:>12} {:<20} {provisioning}{checksums}{template}{degraded}",
             volume.name,
             human(volume.size),
             human(volume.allocated),

@@ -12,7 +12,8 @@ const FOUND: u8 = 2;
 pub struct ScrubArgs {
     /// Pool file
     pool: PathBuf,
-    /// Write anew what differs or cannot be read: as most copies have it, or else the first
+    /// Write anew what is wrong: from a copy that is right by its checksum; without checksums, as most copies have it, or
+    /// else the first
     #[arg(long)]
     repair: bool,
 }
@@ -31,8 +32,15 @@ pub fn scrub(arguments: &ScrubArgs, common: Common) -> Result<u8> {
     } else {
         report.findings.iter().for_each(|line| println!("{line}"));
         println!(
-            "{} chunks read: {} differ, {} unreadable, {} lost, {} repaired; {} on too few members",
-            report.chunks, report.differing, report.unreadable, report.lost, report.repaired, report.degraded
+            "{} chunks read: {} differ, {} wrong by checksum, {} unreadable, {} lost, {} repaired; {} on too few \
+             members",
+            report.chunks,
+            report.differing,
+            report.rotten,
+            report.unreadable,
+            report.lost,
+            report.repaired,
+            report.degraded
         );
     }
     Ok(if report.is_clean() { 0 } else { FOUND })

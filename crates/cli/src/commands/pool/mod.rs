@@ -23,6 +23,7 @@ Examples:
   vireo pool volume snapshot web.pool root before-upgrade
   vireo pool volume revert web.pool root before-upgrade
   vireo pool volume clone web.pool root@before-upgrade test
+  vireo pool volume checksums web.pool root on
   vireo pool add web.pool c.img && vireo pool remove web.pool a.img")]
 pub struct PoolArgs {
     /// Use the pool without members that are missing; what is written then reaches them by a rebuild
@@ -48,7 +49,7 @@ enum PoolCommand {
     /// Make, list, change, clone and delete volumes and their snapshots
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
-    /// Read everything and compare the copies of mirrored volumes
+    /// Read everything, check it by its checksums, and compare the copies of mirrored volumes
     Scrub(maintain::ScrubArgs),
     /// Take members that came back into use, and make the copies that are missing
     Rebuild(maintain::RebuildArgs),

@@ -32,6 +32,8 @@ pub enum VolumeCommand {
     Flatten(FlattenArgs),
     /// Make a volume a template: it is not written to any more, and clones are made of it by its name
     Template(TemplateArgs),
+    /// Turn a volume's checksums on or off; on computes those of what it and its snapshots have
+    Checksums(ChecksumsArgs),
     /// Move a volume to other members
     Move(MoveArgs),
 }
@@ -74,6 +76,9 @@ pub struct CreateArgs {
     /// When space is taken
     #[arg(long, value_enum, default_value = "thin")]
     provisioning: ProvisioningName,
+    /// Keep a checksum of every 4 KiB: what rots on a member is an error, or read from another copy
+    #[arg(long)]
+    checksums: bool,
     /// Member that it may be on, by path or number; repeat for several. Without, all
     #[arg(long = "on", value_name = "MEMBER")]
     members: Vec<String>,
@@ -143,6 +148,23 @@ pub struct TemplateArgs {
     off: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub struct ChecksumsArgs {
+    /// Pool file
+    pool: PathBuf,
+    /// Volume
+    name: String,
+    /// Off forgets those that there are
+    #[arg(value_enum)]
+    switch: Switch,
+}
+
 #[derive(Debug, Args)]
 pub struct MoveArgs {
     /// Pool file
@@ -189,6 +211,12 @@ pub fn run(command: &VolumeCommand, common: Common) -> Result<()> {
         VolumeCommand::Template(arguments) => {
             common.write(&arguments.pool)?.set_template(&arguments.name, !arguments.off)?;
         }
+        VolumeCommand::Checksums(arguments) => {
+            let pool = common.write(&arguments.pool)?;
+            let on = arguments.switch == Switch::On;
+            let summed = pool.set_checksums(&arguments.name, on, &count)?;
+            common.done("chunks-summed", summed);
+        }
         VolumeCommand::Move(arguments) => {
             let pool = common.write(&arguments.pool)?;
             let moved = pool.move_volume(&arguments.name, &arguments.to, &count)?;
@@ -212,7 +240,11 @@ fn create(arguments: &CreateArgs, common: Common) -> Result<()> {
     };
     let bytes = size(&arguments.size)?;
     let pool = common.write(&arguments.pool)?;
-    Ok(pool.create_volume(&arguments.name, bytes, layout, provisioning, &arguments.members)?)
+    pool.create_volume(&arguments.name, bytes, layout, provisioning, &arguments.members)?;
+    if arguments.checksums {
+        pool.set_checksums(&arguments.name, true, &count)?;
+    }
+    Ok(())
 }
 
 fn resize(arguments: &ResizeArgs, common: Common) -> Result<()> {
