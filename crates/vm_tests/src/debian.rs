@@ -13,8 +13,16 @@ pub fn debian_up_and_down(material: &Material, options: &[&str]) -> Result<Outco
     let folder = tempfile::tempdir()?;
     let disk = folder.path().join("debian.raw");
     material.debian_disk(&disk)?;
+    debian_from(material, &disk.display().to_string(), options)
+}
+
+/// The same from a disk as `--disk` takes it, with Debian's content.
+///
+/// # Errors
+/// As [`debian_up_and_down`].
+pub fn debian_from(material: &Material, disk: &str, options: &[&str]) -> Result<Outcome> {
     let mut command = material.command(&["run", "--memory", "512M", "--cpus", "2", "--kernel"]);
-    command.arg(material.kernel()).arg("--initrd").arg(material.initramfs()).arg("--disk").arg(&disk);
+    command.arg(material.kernel()).arg("--initrd").arg(material.initramfs()).args(["--disk", disk]);
     command.args(["--append", "console=ttyS0 root=/dev/vda rw"]).args(options);
     let started = Instant::now();
     let mut vm = TestVm::start(command)?;

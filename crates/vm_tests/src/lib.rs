@@ -14,7 +14,7 @@ mod terminal;
 mod test_vm;
 mod tiny_guest;
 
-pub use debian::debian_up_and_down;
+pub use debian::{debian_from, debian_up_and_down};
 pub use material::{LegacyGuest, Material};
 pub use rustix::process::Signal;
 pub use shell::Shell;

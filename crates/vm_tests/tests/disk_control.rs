@@ -354,6 +354,50 @@ fn a_disk_moves_under_a_guest_that_writes() -> Result<()> {
     Ok(())
 }
 
+/// The file system that a mirror writes to is full, really: the job fails with the file and the offset, the guest goes on
+/// without hearing of it, and a later mirror with space takes over.
+#[test]
+fn a_mirror_onto_a_full_file_system_fails_and_the_guest_goes_on() -> Result<()> {
+    let Some(material) = Material::find() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let Some(small) = Tmpfs::mount(folder.path().join("small"), "3m")? else { return Ok(()) };
+    let source = folder.path().join("source");
+    // What is behind the guest's writes alone is more than there is space for.
+    let mut before = vec![0; 16 << 20];
+    before[8 << 20..14 << 20].fill(0x5a);
+    std::fs::write(&source, &before)?;
+    let disk = format!("{},bps-wr=128K", source.display());
+    let machine = Controlled::boot(&material, folder.path(), "vireo.test=block quiet", &disk)?;
+    let mut events = Events::listen(&machine.socket)?;
+    wait_for_writes(&machine)?;
+    let target = small.0.join("target").display().to_string();
+    for (format, job) in [("raw", "job0"), ("qcow2", "job1")] {
+        machine.answer(&["disk", "mirror", "disk0", &target, "-O", format])?;
+        job_ends(&mut events, "failed")?;
+        let jobs = machine.ask(&["jobs"])?.1;
+        let line = jobs.lines().find(|line| line.starts_with(job)).unwrap_or_default().to_owned();
+        let named = [target.as_str(), "offset 0x", "No space left on device"];
+        assert!(line.contains("failed") && named.iter().all(|part| line.contains(part)), "{jobs}");
+        let (free, left) = (std::fs::remove_file(&target), machine.answer(&["disks"])?);
+        free?;
+        assert_eq!(left[0]["path"], source.display().to_string(), "{left}");
+        assert_eq!(machine.answer(&["status"])?["state"], "running");
+    }
+    small.resize("32m")?;
+    machine.answer(&["disk", "mirror", "disk0", &target, "-O", "raw"])?;
+    job_ends(&mut events, "ready")?;
+    machine.answer(&["job", "complete", "job2"])?;
+    job_ends(&mut events, "completed")?;
+    assert_eq!(machine.answer(&["disks"])?[0]["path"], target.as_str());
+    machine.answer(&["throttle", "disk0", "none"])?;
+    let mut vm = machine.vm;
+    vm.wait_for("VIREO-BLOCK-OK", 240)?;
+    assert_eq!(vm.wait(60)?.code, Some(0));
+    before[1 << 20..5 << 20].copy_from_slice(&numbers());
+    assert!(std::fs::read(&target)? == before, "the target lacks something");
+    Ok(())
+}
+
 /// An incremental backup over the full one before it is the disk again.
 #[test]
 fn backups_in_steps_restore_a_disk() -> Result<()> {
