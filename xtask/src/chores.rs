@@ -45,6 +45,9 @@ pub fn test(options: &TestOptions) -> Result<()> {
     guests::need("tgtd", "tgt")?;
     guests::need("iscsi-ls", "libiscsi-bin")?;
     guests::need("/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so", "qemu-block-extra")?;
+    // The oracle of Apple's disk images, and the packer of one kind of their chunks.
+    guests::need("dmg2img", "dmg2img")?;
+    guests::need("xz", "xz-utils")?;
     // The oracle of partition tables.
     guests::need("sfdisk", "fdisk")?;
     // The debugger that debugs guests.

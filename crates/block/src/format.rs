@@ -7,7 +7,7 @@ use crate::image::{DiskImage, ImageResult};
 use crate::options::{BackingPolicy, CreateOptions, OpenOptions};
 use crate::qcow2::{Measure, Qcow2Format};
 use crate::raw::{RawFile, RawFormat};
-use crate::{BlockBackend, BlockError, pool};
+use crate::{BlockBackend, BlockError, dmg, pool};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +49,7 @@ static DRIVERS: &[&dyn Driver] = &[
     &crate::vhdx::VhdxFormat,
     &crate::vmdk::VmdkFormat,
     &crate::luks::LuksFormat,
+    &crate::dmg::DmgFormat,
 ];
 
 /// All formats, in the order of their help.
@@ -58,15 +59,9 @@ pub fn drivers() -> impl Iterator<Item = &'static dyn Driver> {
 
 /// A format by its name.
 pub fn driver(name: &str) -> ImageResult<&'static dyn Driver> {
-    match name {
-        "dmg" => return Err(no_dmg()),
-        "iso" => {
-            return Err(BlockError::option(
-                "format",
-                "iso is no format: an .iso is raw, for reading only: format=raw",
-            ));
-        }
-        _ => {}
+    if name == "iso" {
+        let problem = "iso is no format: an .iso is raw, for reading only: format=raw";
+        return Err(BlockError::option("format", problem));
     }
     drivers().find(|driver| driver.name() == name).ok_or_else(|| {
         let names: Vec<&str> = drivers().map(Driver::name).collect();
@@ -91,28 +86,12 @@ pub fn probe(path: &Path) -> ImageResult<&'static str> {
     }
     let options = OpenOptions { ignore_locks: true, ..OpenOptions::reading() };
     let file = RawFile::open_storage(path, &options)?;
-    if is_dmg(&file).map_err(|source| BlockError::io(path, "reading the end", source))? {
-        return Err(no_dmg());
+    if dmg::is_there(&file).map_err(|source| BlockError::io(path, "reading the end", source))? {
+        return Ok("dmg");
     }
     let mut head = vec![0; file.size().min(1 << 16) as usize];
     file.read_bytes(0, &mut head).map_err(|source| BlockError::io(path, "reading the header", source))?;
     Ok(drivers().find(|driver| driver.probe(&head, file.size())).map_or("raw", Driver::name))
-}
-
-/// Apple disk images end with a block of 512 bytes that begins with this.
-const DMG_END: &[u8] = b"koly";
-
-fn is_dmg(file: &RawFile) -> std::io::Result<bool> {
-    let Some(at) = file.size().checked_sub(512) else { return Ok(false) };
-    let mut end = [0; 4];
-    file.read_bytes(at, &mut end)?;
-    Ok(end == DMG_END)
-}
-
-fn no_dmg() -> BlockError {
-    let problem = "dmg (Apple disk image) is not read; convert it with: qemu-img convert -f dmg -O qcow2, and where it \
-                   is a raw image with a dmg's end say format=raw";
-    BlockError::option("format", problem)
 }
 
 /// Makes an empty image; a file that is there is overwritten. A volume of a pool is made by the same path as it is opened.

@@ -16,6 +16,7 @@ mod buffers;
 mod cache_mode;
 mod copy;
 mod crc32c;
+mod dmg;
 mod error;
 mod faults;
 mod flights;

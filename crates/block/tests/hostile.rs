@@ -32,6 +32,11 @@ fn largest_tables() {
     body::largest();
 }
 
+#[test]
+fn longest_list_of_dmg() {
+    body::largest_dmg();
+}
+
 /// A disk without a sector needs no directory, but its place is used all the same.
 #[test]
 fn empty_disk_with_an_impossible_directory() {
@@ -56,6 +61,11 @@ fn seeds_open() {
     for format in body::FORMATS {
         body::seeds_open(format);
     }
+}
+
+#[test]
+fn dmg() {
+    noise("dmg", 9);
 }
 
 #[test]

@@ -25,12 +25,14 @@ pub enum DiskFormat {
     Vpc,
     /// Hyper-V.
     Vhdx,
+    /// Apple's disk images, which are only read.
+    Dmg,
     /// A volume of a pool; the path is that of the pool file, `/`, and the volume's name.
     Pool,
 }
 
 impl DiskFormat {
-    const ALL: [DiskFormat; 8] = [
+    const ALL: [DiskFormat; 9] = [
         DiskFormat::Raw,
         DiskFormat::Qcow2,
         DiskFormat::Luks,
@@ -38,6 +40,7 @@ impl DiskFormat {
         DiskFormat::Vmdk,
         DiskFormat::Vpc,
         DiskFormat::Vhdx,
+        DiskFormat::Dmg,
         DiskFormat::Pool,
     ];
 
@@ -51,6 +54,7 @@ impl DiskFormat {
             DiskFormat::Vmdk => "vmdk",
             DiskFormat::Vpc => "vpc",
             DiskFormat::Vhdx => "vhdx",
+            DiskFormat::Dmg => "dmg",
             DiskFormat::Pool => "pool",
         }
     }
@@ -116,7 +120,7 @@ impl DiskAio {
     }
 }
 
-/// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|none|directsync|unsafe][,aio=auto|threads|io_uring][,discard=on|off]
+/// A disk. Text: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|dmg|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|none|directsync|unsafe][,aio=auto|threads|io_uring][,discard=on|off]
 /// [,readonly=on|off][,serial=TEXT]
 /// [,queues=N][,packed=on|off][,rerror=report|ignore|stop|enospc][,werror=…][,commit=on|off][,inject=RULE]`, and the limits of [`ThrottleConfig`]; a comma of the path is written twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,7 +251,7 @@ fn split(text: &str) -> Vec<String> {
 }
 
 /// The options that are no limits, for messages.
-const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|pool, key-file=FILE, backing=DIR, cache=writeback|writethrough|none|directsync|unsafe, aio=auto|threads|io_uring, \
+const OPTIONS: &str = "format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|dmg|pool, key-file=FILE, backing=DIR, cache=writeback|writethrough|none|directsync|unsafe, aio=auto|threads|io_uring, \
                        discard=on|off, readonly=on|off, serial=TEXT, queues=N, packed=on|off, rerror|werror=report|ignore|stop|enospc, commit=on|off, inject=RULE";
 
 fn on_off(name: &'static str, value: &str) -> Result<bool, ConfigError> {
@@ -322,6 +326,8 @@ impl FromStr for DiskConfig {
                 )));
             }
         }
+        // Nobody can.
+        disk.readonly |= disk.format == DiskFormat::Dmg;
         disk.validate()?;
         Ok(disk)
     }
@@ -347,8 +353,8 @@ mod tests {
         assert_eq!(disk.backing, ["/a", "b"].map(PathBuf::from));
         let readonly = |text: &str| text.parse::<DiskConfig>().unwrap().readonly;
         assert_eq!(
-            ["a.iso", "a.ISO,format=raw", "a.iso,readonly=off", "iso"].map(readonly),
-            [true, true, false, false]
+            ["a.iso", "a.ISO,format=raw", "a.iso,readonly=off", "iso", "a,format=dmg"].map(readonly),
+            [true, true, false, false, true]
         );
         let disk: DiskConfig = "a,queues=4,packed=on,cache=none,aio=io_uring".parse().unwrap();
         assert_eq!((disk.queues, disk.packed), (Some(4), true));

@@ -7,6 +7,10 @@
 mod allocations;
 #[path = "checksums.rs"]
 mod checksums;
+#[path = "composed_dmg.rs"]
+mod composed_dmg;
+#[path = "dmg.rs"]
+mod dmg;
 #[path = "exercise.rs"]
 mod exercise;
 #[path = "luks.rs"]
@@ -30,13 +34,16 @@ use exercise::{Around, Use, exercise};
 use memory::Memory;
 use program::Seed;
 use std::collections::HashMap;
+#[cfg(test)]
+use std::sync::Arc;
 use std::sync::LazyLock;
 
 /// Every format that is opened from one file, in the order of their names.
-pub const FORMATS: [&str; 8] = ["luks1", "luks2", "qcow2", "raw", "vdi", "vhd", "vhdx", "vmdk"];
+pub const FORMATS: [&str; 9] = ["dmg", "luks1", "luks2", "qcow2", "raw", "vdi", "vhd", "vhdx", "vmdk"];
 
 static SEEDS: LazyLock<HashMap<&str, LazyLock<Vec<Seed>>>> = LazyLock::new(|| {
     let all: [(&str, LazyLock<Vec<Seed>>); FORMATS.len()] = [
+        ("dmg", LazyLock::new(dmg::seeds)),
         ("luks1", LazyLock::new(luks::first)),
         ("luks2", LazyLock::new(luks::second)),
         ("qcow2", LazyLock::new(qcow2::seeds)),
@@ -90,6 +97,18 @@ pub fn largest() {
             assert!(exercise::open(format, &file, what, Around::from_bits(0)).is_ok(), "{format} {what:?}");
             exercise(format, &file, what, Around::from_bits(0));
         }
+    }
+}
+
+/// A dmg image with the longest property list that is read.
+#[cfg(test)]
+pub fn largest_dmg() {
+    let bytes = Arc::new(dmg::largest());
+    for what in [Use::Check, Use::Read] {
+        allocations::begin();
+        let file = Memory::new(bytes.clone(), true);
+        assert!(exercise::open("dmg", &file, what, Around::from_bits(0)).is_ok(), "{what:?}");
+        exercise("dmg", &file, what, Around::from_bits(0));
     }
 }
 
