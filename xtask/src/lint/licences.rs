@@ -18,6 +18,7 @@ const TAKEN: &[&str] = &[
     "CC0-1.0",
     "Unicode-3.0",
     "MIT-0",
+    "bzip2-1.0.6",
 ];
 
 /// Packages whose licence does not fit, or that name none.
