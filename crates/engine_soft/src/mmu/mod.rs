@@ -23,7 +23,7 @@ mod tests;
 pub(crate) mod tlb;
 pub mod walk;
 
-pub(crate) use tlb::{ENTRY_SHIFT, OFFSET, TlbEntry};
+pub(crate) use tlb::{ENTRY_SHIFT, LONGEST_ON_STACK, OFFSET, StackPage, TlbEntry};
 
 use tlb::Tlb;
 
@@ -82,6 +82,7 @@ pub struct Mmu {
     /// Mask of an entry's place in it: see [`TlbEntry::place`].
     pub(crate) mask: u64,
     pub(crate) tlb: Tlb,
+    pub(crate) stack: StackPage,
     fetch: Box<[FetchEntry]>,
     accessor: Accessor,
     space: u16,
@@ -125,6 +126,7 @@ impl Mmu {
             array,
             mask,
             tlb,
+            stack: StackPage::default(),
             fetch: vec![FetchEntry { linear: 1, key: 0, physical: 0 }; FETCH_SIZE].into_boxed_slice(),
             accessor: Accessor::User,
             space: 1,

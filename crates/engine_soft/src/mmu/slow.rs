@@ -324,6 +324,7 @@ impl Cpu {
         let page = super::tlb::page_of(&self.memory, linear, found).filter(|_| !watched);
         let Some(page) = page else {
             self.mmu.tlb.array_mut(number).drop_entry(linear);
+            self.update_array();
             return;
         };
         self.mmu.tlb.array_mut(number).put(&page);

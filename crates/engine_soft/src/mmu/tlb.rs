@@ -42,6 +42,32 @@ pub(crate) struct TlbEntry {
     pub flags: *const AtomicU8,
 }
 
+/// Longest range that is looked for in [`StackPage`], in bytes.
+pub(crate) const LONGEST_ON_STACK: u64 = 128;
+
+/// The current array's entry that accesses through the stack pointer used last: translated code finds it faster. Only
+/// ranges of up to [`LONGEST_ON_STACK`] bytes may be looked for, and those at the end of the page are not found.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct StackPage {
+    /// A copy.
+    pub entry: TlbEntry,
+    /// Offsets in the page have to be below this. Zero if there is no entry: no value of the copy would tell, because
+    /// whatever is compared with it can be any number.
+    pub limit: u64,
+}
+
+impl StackPage {
+    /// [`StackPage::limit`] if there is an entry.
+    pub const LIMIT: u64 = OFFSET + 2 - LONGEST_ON_STACK;
+}
+
+impl Default for StackPage {
+    fn default() -> Self {
+        StackPage { entry: TlbEntry::empty(0), limit: 0 }
+    }
+}
+
 impl TlbEntry {
     /// The entry of `slot` that nothing matches. All zeros, but for the first.
     pub const fn empty(slot: usize) -> TlbEntry {

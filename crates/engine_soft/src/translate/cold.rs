@@ -5,7 +5,7 @@ use super::asm::{Label, Refers, S1, S2};
 use super::block::{Builder, Undo};
 use super::dead::Remake;
 use super::flags::FlagHome;
-use super::memory::GuestAddress;
+use super::memory::{GuestAddress, StackCheck};
 use super::share::Share;
 use super::thunks::Exit;
 use super::transfer::Target;
@@ -44,6 +44,8 @@ pub(super) enum Cold {
         x87: Option<u16>,
         remake: Option<Remake>,
     },
+    /// A range was not found in the stack's page; flags are saved, or will be made again on a way further aside.
+    Stack { from: Label, back: Label, wanted: StackCheck },
     /// Loads the vector registers.
     Vector { from: Label, back: Label, site: usize, level: u8, x87: Option<u16> },
     /// Loads the x87 registers.
@@ -108,6 +110,7 @@ impl Builder<'_> {
                     }
                     self.emit_share(retry, &start, share);
                 }
+                Cold::Stack { from, back, wanted } => self.emit_stack(from, back, &wanted),
                 Cold::X87 { from, back, site } => self.emit_want_x87(from, back, site),
                 Cold::Vector { from, back, site, level, x87 } => {
                     self.asm.bind(from);

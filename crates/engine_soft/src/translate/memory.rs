@@ -10,6 +10,10 @@
 //! given to the interpreter before it has changed anything. A segment's base and limit (outside 64-bit mode) only
 //! make the linear address: what comes then does not trust it.
 //!
+//! Accesses through the stack pointer look at a copy of one entry first, [`StackPage`](crate::mmu::StackPage). Besides
+//! the page, they compare the offset with a limit that is zero while there is no entry: the copy is made by
+//! `Thunks::find_on_stack` after a comparison as above, and is void whenever the TLB's array may have lost entries.
+//!
 //! ```text
 //! lea  s1, [guest address]
 //! rorx s2d, s1d, 12 - log2(entry)      slot of the page, in bytes
@@ -22,13 +26,16 @@
 //! op   [guest base + s2 + disp]
 //! ```
 
-use super::asm::{Address, Alu, Label, S1, S2, cc};
+use super::asm::{Address, Alu, Asm, Label, S1, S2, cc};
 use super::block::{Builder, Unknown};
+use super::cold::Cold;
 use super::kind::CodeKind;
 use super::operand::{Place, number, place};
-use super::shared::{ARGUMENT, RIP_PAGE, TLB, TLB_MASK, home, segment_base, segment_end};
-use crate::cpu::seg;
-use crate::mmu::{ENTRY_SHIFT, OFFSET, TlbEntry};
+use super::shared::{
+    ARGUMENT, RIP_PAGE, STACK_ENTRY, STACK_LIMIT, TLB, TLB_MASK, home, segment_base, segment_end,
+};
+use crate::cpu::{gpr, seg};
+use crate::mmu::{ENTRY_SHIFT, LONGEST_ON_STACK, OFFSET, TlbEntry};
 use iced_x86::{Instruction, Register};
 use std::mem::offset_of;
 
@@ -171,12 +178,58 @@ impl GuestAddress {
         self.segment.is_some() || self.index.is_some_and(homed)
     }
 
+    /// Whether a range of `size` bytes here is looked for in the stack's page first.
+    pub fn is_on_stack(&self, size: u32) -> bool {
+        self.base == Some(gpr::RSP / 8) && self.plain_base().is_some() && u64::from(size) <= LONGEST_ON_STACK
+    }
+
     /// The host register of a plain `[base + disp]`.
     pub fn plain_base(&self) -> Option<u8> {
         let base = self.base.filter(|_| self.is_quad() && self.index.is_none() && self.segment.is_none())?;
         match place(super::operand::wide(base)) {
             Place::Host(host) => Some(host),
             Place::Home => None,
+        }
+    }
+}
+
+/// Where [`TlbEntry`] has the page for stores, or loads.
+pub(super) fn tag_of(store: bool) -> usize {
+    if store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) }
+}
+
+/// Points [`S2`] to the TLB entry of the linear address in [`S1`].
+pub(super) fn find_entry(a: &mut Asm, bmi2: bool) {
+    const SHIFT: u8 = 12 - ENTRY_SHIFT as u8;
+    if bmi2 {
+        a.rorx32(S2, S1, SHIFT);
+    } else {
+        a.mov32(S2, S1);
+        a.shift(5, S2, SHIFT, false);
+    }
+    a.alu_gs32(Alu::And, S2, TLB_MASK);
+    a.alu_gs(Alu::Add, S2, TLB);
+}
+
+/// The check of a range that is likely on the stack.
+#[derive(Clone, Copy)]
+pub(super) struct StackCheck {
+    pub at: GuestAddress,
+    /// Bytes, at most [`LONGEST_ON_STACK`].
+    pub size: u32,
+    pub store: bool,
+    /// What the address has to be a multiple of.
+    pub alignment: u32,
+    /// Where it goes if the access is not possible.
+    pub slow: Label,
+}
+
+impl StackCheck {
+    /// Goes the slow way unless the offset in [`S1`] is aligned.
+    fn check_alignment(&self, a: &mut Asm) {
+        if self.alignment > 1 {
+            a.test_imm32(S1, self.alignment - 1);
+            a.jcc(cc::NE, self.slow);
         }
     }
 }
@@ -196,6 +249,12 @@ pub(super) struct HostOperand {
 }
 
 impl HostOperand {
+    /// `[base + disp]` of the guest: the addend is in [`S2`], and for stores the pointer to the tracker byte in [`S1`].
+    fn based(base: u8, disp: i32, store: bool) -> Self {
+        let tracker = store.then_some(S1);
+        HostOperand { base, index: Some(S2), disp, tracker, stashed: false, group: None }
+    }
+
     /// A scratch register that the operand does not need.
     pub fn free(&self) -> Option<u8> {
         [S1, S2].into_iter().find(|&s| s != self.base && Some(s) != self.index && Some(s) != self.tracker)
@@ -317,13 +376,20 @@ impl Builder<'_> {
 
     fn check_table(&mut self, at: &GuestAddress, size: u32, want: Want) -> HostOperand {
         self.save_flags_for_check();
+        let store = want.store;
+        if let Some(base) = at.plain_base().filter(|_| at.is_on_stack(size)) {
+            let alignment = if want.aligned { size } else { 1 };
+            let slow = self.slow_path();
+            self.check_on_stack(StackCheck { at: *at, size, store, alignment, slow });
+            self.clobbered();
+            return HostOperand::based(base, at.disp, store);
+        }
         self.linear(at);
         let slow = self.slow_path();
-        let store = want.store;
         if let Some(segment) = at.segment.filter(|_| at.limited) {
             self.apply_segment(segment, size, store, slow);
         }
-        let page = if store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) } as i32;
+        let page = tag_of(store) as i32;
         let (addend, tracker) = (offset_of!(TlbEntry, addend) as i32, offset_of!(TlbEntry, flags) as i32);
         self.find_entry();
         let a = &mut self.asm;
@@ -341,15 +407,7 @@ impl Builder<'_> {
                 a.alu_rm(Alu::Mov, S1, S2, tracker);
             }
             a.alu_rm(Alu::Mov, S2, S2, addend);
-            let tracker = store.then_some(S1);
-            return HostOperand {
-                base,
-                index: Some(S2),
-                disp: at.disp,
-                tracker,
-                stashed: false,
-                group: None,
-            };
+            return HostOperand::based(base, at.disp, store);
         }
         if !store && !at.uses_second_scratch() {
             // Another instruction, but nothing has to wait for the comparison.
@@ -382,18 +440,45 @@ impl Builder<'_> {
         a.lea_full(S1, Address { base: Some(S1), index: Some(S2), scale: 0, disp: 0 }, false);
     }
 
-    /// Points [`S2`] to the TLB entry of the linear address in [`S1`].
+    /// As the function of that name.
     pub fn find_entry(&mut self) {
-        const SHIFT: u8 = 12 - ENTRY_SHIFT as u8;
+        find_entry(&mut self.asm, self.context.thunks.bmi2);
+    }
+
+    /// Makes sure that `size` bytes at a guest address are in one page that may be used so, as [`Builder::check_table`]
+    /// does, but looks at the stack's page first. Leaves the addend in [`S2`], and for stores the pointer to the tracker
+    /// byte in [`S1`]. Flags are saved already.
+    pub fn check_on_stack(&mut self, wanted: StackCheck) {
+        let tag = STACK_ENTRY + tag_of(wanted.store);
+        let from = self.asm.label();
+        self.linear(&wanted.at);
         let a = &mut self.asm;
-        if self.context.thunks.bmi2 {
-            a.rorx32(S2, S1, SHIFT);
-        } else {
-            a.mov32(S2, S1);
-            a.shift(5, S2, SHIFT, false);
+        a.alu_gs(Alu::Xor, S1, tag);
+        a.alu_gs(Alu::Cmp, S1, STACK_LIMIT);
+        a.jcc(cc::AE, from);
+        wanted.check_alignment(a);
+        if wanted.store {
+            a.load_gs(S1, STACK_ENTRY + offset_of!(TlbEntry, flags));
         }
-        a.alu_gs32(Alu::And, S2, TLB_MASK);
-        a.alu_gs(Alu::Add, S2, TLB);
+        a.load_gs(S2, STACK_ENTRY + offset_of!(TlbEntry, addend));
+        let back = a.mark();
+        self.cold.push(Cold::Stack { from, back, wanted });
+    }
+
+    /// The stack's page was another one, or the range is at its end.
+    pub fn emit_stack(&mut self, from: Label, back: Label, wanted: &StackCheck) {
+        self.asm.bind(from);
+        self.linear(&wanted.at);
+        self.asm.call_to(self.context.thunks.find_on_stack[usize::from(wanted.store)]);
+        let a = &mut self.asm;
+        a.cmp_imm(S1, OFFSET as i32 + 1 - wanted.size as i32);
+        a.jcc(cc::A, wanted.slow);
+        wanted.check_alignment(a);
+        if wanted.store {
+            a.alu_rm(Alu::Mov, S1, S2, offset_of!(TlbEntry, flags) as i32);
+        }
+        a.alu_rm(Alu::Mov, S2, S2, offset_of!(TlbEntry, addend) as i32);
+        a.jmp(back);
     }
 
     /// Frees the register of the tracker pointer, or any, of a checked operand.

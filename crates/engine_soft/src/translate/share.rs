@@ -28,7 +28,7 @@ use super::asm::{Alu, Label, Refers, S1, S2, cc};
 use super::block::{Builder, LONGEST_BLOCK};
 use super::cold::Cold;
 use super::kind::CodeKind;
-use super::memory::{GuestAddress, HostOperand, Want, Width};
+use super::memory::{GuestAddress, HostOperand, StackCheck, Want, Width, tag_of};
 use super::operand;
 use super::shared::{SHARE_ADDEND, SHARE_TRACKER, SHARES};
 use super::values::{Key, PAGE_START, Values};
@@ -477,9 +477,8 @@ impl Builder<'_> {
     /// TLB's entry in [`S2`].
     pub fn check_range(&mut self, check: &RangeCheck, from: Label) {
         self.find_entry();
-        let page = if check.store { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) } as i32;
         let a = &mut self.asm;
-        a.alu_rm(Alu::Xor, S1, S2, page);
+        a.alu_rm(Alu::Xor, S1, S2, tag_of(check.store) as i32);
         a.cmp_imm(S1, OFFSET as i32 + 1 - check.span);
         a.jcc(cc::A, from);
         if check.alignment > 1 {
@@ -490,14 +489,22 @@ impl Builder<'_> {
 
     /// Keeps what accesses of the range need from the TLB's entry in [`S2`], and leaves the addend there.
     pub fn keep_range(&mut self, check: &RangeCheck, from: Label) {
-        let (a, slot) = (&mut self.asm, 16 * check.slot);
+        let a = &mut self.asm;
         if check.store {
             a.alu_rm(Alu::Mov, S1, S2, offset_of!(TlbEntry, flags) as i32);
+        }
+        a.alu_rm(Alu::Mov, S2, S2, offset_of!(TlbEntry, addend) as i32);
+        self.keep_found(check, from);
+    }
+
+    /// Keeps the addend in [`S2`], which stays there, and for stores the pointer to the tracker byte in [`S1`].
+    fn keep_found(&mut self, check: &RangeCheck, from: Label) {
+        let (a, slot) = (&mut self.asm, 16 * check.slot);
+        if check.store {
             a.store_gs(SHARE_TRACKER + slot, S1);
             a.cmp_byte_zero(S1);
             a.jcc(cc::NE, from);
         }
-        a.alu_rm(Alu::Mov, S2, S2, offset_of!(TlbEntry, addend) as i32);
         a.store_gs(SHARE_ADDEND + slot, S2);
     }
 
@@ -511,9 +518,16 @@ impl Builder<'_> {
         let check = group.check(start);
         self.save_flags_for_check();
         let (retry, from) = (self.asm.mark(), self.asm.label());
-        self.linear(&start);
-        self.check_range(&check, from);
-        self.keep_range(&check, from);
+        let size = check.span as u32;
+        if start.is_on_stack(size) {
+            let (store, alignment) = (check.store, check.alignment);
+            self.check_on_stack(StackCheck { at: start, size, store, alignment, slow: from });
+            self.keep_found(&check, from);
+        } else {
+            self.linear(&start);
+            self.check_range(&check, from);
+            self.keep_range(&check, from);
+        }
         self.clobbered();
         self.shares.groups[number].checked = true;
         let share = Share {

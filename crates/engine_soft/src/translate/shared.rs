@@ -4,7 +4,7 @@ use super::count::Counted;
 use super::jumps::JumpEntry;
 use crate::cpu::{Cpu, seg};
 use crate::interp::simd::VectorState;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, StackPage};
 use crate::msr::MsrFile;
 use crate::system::SystemState;
 use std::mem::offset_of;
@@ -132,6 +132,11 @@ pub(super) const DIRECTION: (usize, u8) = (offset_of!(Cpu, system_flags) + 1, 1 
 pub(super) const EVENT_MASK: usize = offset_of!(Cpu, event_mask);
 pub(super) const TLB: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, array);
 pub(super) const TLB_MASK: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, mask);
+/// The stack's [`TlbEntry`](crate::mmu::TlbEntry), and the limit of offsets in its page.
+pub(super) const STACK_ENTRY: usize =
+    offset_of!(Cpu, mmu) + offset_of!(Mmu, stack) + offset_of!(StackPage, entry);
+pub(super) const STACK_LIMIT: usize =
+    offset_of!(Cpu, mmu) + offset_of!(Mmu, stack) + offset_of!(StackPage, limit);
 pub(super) const CPL: usize = offset_of!(Cpu, cpl);
 pub(super) const SYSTEM_FLAGS: usize = offset_of!(Cpu, system_flags);
 /// Where CR4.TSD is: a byte, and the bit in it.

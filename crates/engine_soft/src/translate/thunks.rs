@@ -9,12 +9,16 @@
 //! Calls store the guest's registers, run a Rust function on the [`Cpu`](crate::cpu::Cpu), and load the
 //! registers again, because the function may have changed any of them.
 
-use super::asm::{Asm, RAX, S1, S2};
+use super::asm::{Alu, Asm, RAX, S1, S2};
 use super::cache::CodeMemory;
 use super::operand::{HOST_OF, Place};
 use super::runtime;
-use super::shared::{ARGUMENT, FIP, FPU, HOST_MXCSR, MXCSR, OWN, SPARE, VECTOR, X87, YMM, home};
+use super::shared::{
+    ARGUMENT, FIP, FPU, HOST_MXCSR, MXCSR, OWN, SPARE, STACK_ENTRY, STACK_LIMIT, VECTOR, X87, YMM, home,
+};
+use crate::mmu::{OFFSET, StackPage, TlbEntry};
 use std::io;
+use std::mem::offset_of;
 
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +82,9 @@ pub(super) struct Thunks {
     /// Brings the page of a group's check into the TLB, or goes on without the group: its number is in [`S2`], the
     /// linear address in [`S1`].
     pub call_share: u64,
+    /// Points [`S2`] to the TLB entry of the linear address in [`S1`], and leaves the offset in its page there, or more. If
+    /// it is in the page, the entry becomes the stack's: for loads, and for stores.
+    pub find_on_stack: [u64; 2],
     /// Reads the time-stamp counter into RAX; RDX is lost.
     pub call_clock: u64,
     /// Whether the host has RORX.
@@ -96,6 +103,8 @@ impl Thunks {
             self.call_x87,
             self.call_share,
             self.call_clock,
+            self.find_on_stack[0],
+            self.find_on_stack[1],
         ];
         LEFT_BY.map(|exit| self.leave(exit)).into_iter().chain(calls)
     }
@@ -344,6 +353,25 @@ fn call(a: &mut Asm, function: u64, unwind: u64, moves: &Moves) {
     a.jmp_to(unwind);
 }
 
+/// [`Thunks::find_on_stack`]: keeps all registers but scratch ones.
+fn find_on_stack(a: &mut Asm, bmi2: bool, tag: usize) {
+    let elsewhere = a.label();
+    super::memory::find_entry(a, bmi2);
+    a.alu_rm(Alu::Xor, S1, S2, tag as i32);
+    a.cmp_imm(S1, OFFSET as i32);
+    a.jcc(super::asm::cc::A, elsewhere);
+    push(a, RAX);
+    for word in (0..size_of::<TlbEntry>()).step_by(8) {
+        a.alu_rm(Alu::Mov, RAX, S2, word as i32);
+        a.store_gs(STACK_ENTRY + word, RAX);
+    }
+    a.mov_imm32(RAX, StackPage::LIMIT as u32);
+    a.store_gs(STACK_LIMIT, RAX);
+    pop(a, RAX);
+    a.bind(elsewhere);
+    a.raw(&[0xc3]);
+}
+
 /// A call of a function of the processor that looks at nothing of the guest's registers, and answers with RAX.
 fn call_query(a: &mut Asm, function: u64, moves: &Moves) {
     // What the System V ABI lets the function change, but for RDX and scratch registers.
@@ -404,6 +432,10 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
     call(&mut a, runtime::want_x87 as *const () as u64, unwind_at, &moves);
     thunks.call_clock = a.here();
     call_query(&mut a, runtime::time_stamp as *const () as u64, &moves);
+    for (thunk, tag) in [offset_of!(TlbEntry, read), offset_of!(TlbEntry, write)].into_iter().enumerate() {
+        thunks.find_on_stack[thunk] = a.here();
+        find_on_stack(&mut a, thunks.bmi2, tag);
+    }
     for exit in LEFT_BY {
         thunks.leave[exit as usize] = a.here();
         a.store_gs(ARGUMENT, S2);

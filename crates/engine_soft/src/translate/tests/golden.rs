@@ -5,11 +5,13 @@ use super::super::block::{Builder, Context};
 use super::super::shared;
 use super::super::thunks::Thunks;
 use super::super::unit::PAGE;
+use crate::mmu::TlbEntry;
 use crate::system::SystemState;
 use crate::translate::kind::CodeKind;
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, Formatter, IntelFormatter, OpKind, Register};
 use std::fmt::Write as _;
+use std::mem::offset_of;
 use std::path::Path;
 
 type Assembled = Result<(), iced_x86::IcedError>;
@@ -99,6 +101,11 @@ fn field(offset: u64) -> Option<String> {
         (shared::TLB_MASK, "TLB_MASK"),
         (shared::FETCH_KEY, "FETCH_KEY"),
         (shared::RIP, "RIP"),
+        (shared::STACK_ENTRY + offset_of!(TlbEntry, read), "STACK_READ"),
+        (shared::STACK_ENTRY + offset_of!(TlbEntry, write), "STACK_WRITE"),
+        (shared::STACK_ENTRY + offset_of!(TlbEntry, addend), "STACK_ADDEND"),
+        (shared::STACK_ENTRY + offset_of!(TlbEntry, flags), "STACK_TRACKER"),
+        (shared::STACK_LIMIT, "STACK_LIMIT"),
     ];
     let shares = (0..shared::SHARES).flat_map(|slot| {
         let at = 16 * slot;

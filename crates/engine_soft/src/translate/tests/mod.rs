@@ -8,6 +8,7 @@ mod legacy;
 mod loops;
 mod pages;
 mod shares;
+mod stack;
 mod strings;
 mod system;
 mod verified;
