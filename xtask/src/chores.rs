@@ -48,6 +48,8 @@ pub fn test(options: &TestOptions) -> Result<()> {
     // The oracle of Apple's disk images, and the packer of one kind of their chunks.
     guests::need("dmg2img", "dmg2img")?;
     guests::need("xz", "xz-utils")?;
+    // The tools of LVM volumes.
+    guests::need("lvm", "lvm2")?;
     // The oracle of partition tables.
     guests::need("sfdisk", "fdisk")?;
     // The debugger that debugs guests.

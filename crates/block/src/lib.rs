@@ -25,6 +25,7 @@ mod image;
 mod live;
 mod lock;
 pub mod luks;
+pub mod lvm;
 mod mapped;
 mod options;
 mod partitions;

@@ -30,6 +30,8 @@ enum Command {
     Image(Box<commands::image::ImageArgs>),
     /// Pools of disks, and the volumes in them
     Pool(Box<commands::pool::PoolArgs>),
+    /// Volumes of LVM volume groups that this host has
+    Lvm(commands::lvm::LvmArgs),
     /// CPU models
     Cpu(commands::cpu::CpuArgs),
     /// Translate kernels and programs for the software CPU before they run
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Image(arguments) => commands::image::run(&arguments),
         Command::Pool(arguments) => commands::pool::run(&arguments),
+        Command::Lvm(arguments) => commands::lvm::run(&arguments),
         Command::Cpu(arguments) => commands::cpu::run(&arguments),
         Command::Translate(arguments) => commands::translate::run(&arguments),
     };

@@ -16,6 +16,7 @@ use crate::backend::{BlockBackend, Capabilities, Extent, SECTOR_SIZE};
 use crate::buffers::len;
 use crate::error::BlockError;
 use crate::lock;
+use crate::lvm::{Activation, VolumeName};
 use crate::options::{Aio, CacheMode, OpenOptions, Preallocation};
 use crate::transfer::{Buffers, Transfer};
 use std::fs::File;
@@ -44,6 +45,8 @@ pub struct RawFile {
     regular: bool,
     /// A flush failed: no later one can promise anything.
     flush_failed: AtomicBool,
+    /// What keeps its device there; dropped after the file.
+    _activation: Option<Activation>,
 }
 
 impl RawFile {
@@ -67,6 +70,8 @@ impl RawFile {
 
     /// Opens and locks the file below a format. It may have any size.
     pub fn open_storage(path: &Path, options: &OpenOptions) -> std::result::Result<Self, BlockError> {
+        let (path, activation) = VolumeName::place(path)?;
+        let path = path.as_path();
         let own = path.to_owned();
         let read_only = options.read_only;
         let opened = File::options().read(true).write(!read_only).open(path);
@@ -83,18 +88,21 @@ impl RawFile {
                 return Err(BlockError::Open { path: own, hint, source });
             }
         };
-        Self::adopt(file, path, options)
+        Ok(RawFile { _activation: activation, ..Self::adopt(file, path, options)? })
     }
 
     /// Makes an empty file, or empties the one that is there, and opens it as the file below a format. A block device
     /// stays as it is.
     pub fn create_storage(path: &Path, cache: CacheMode) -> std::result::Result<Self, BlockError> {
+        let (path, activation) = VolumeName::place(path)?;
+        let path = path.as_path();
         let failed = |source| BlockError::Open { path: path.to_owned(), hint: " for a new image", source };
         let file =
             File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
         // What is written to make an image is little, and flushed at its end.
         let cache = if cache.bypasses_host() { CacheMode::WriteBack } else { cache };
-        let storage = Self::adopt(file, path, &OpenOptions { cache, ..OpenOptions::default() })?;
+        let options = OpenOptions { cache, ..OpenOptions::default() };
+        let storage = RawFile { _activation: activation, ..Self::adopt(file, path, &options)? };
         if storage.regular {
             // Only now that it is locked.
             storage.file.set_len(0).map_err(failed)?;
@@ -129,6 +137,7 @@ impl RawFile {
             rings: rings(options, path)?,
             regular,
             flush_failed: AtomicBool::new(false),
+            _activation: None,
         })
     }
 

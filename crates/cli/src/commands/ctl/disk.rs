@@ -132,9 +132,10 @@ impl TargetArgs {
     }
 }
 
-/// The machine runs in another folder. A URI is the same everywhere.
+/// The machine runs in another folder. A URI or an LVM volume is the same everywhere.
 fn absolute(path: &std::path::Path) -> PathBuf {
-    if path.to_string_lossy().contains("://") {
+    let text = path.to_string_lossy();
+    if text.contains("://") || text.starts_with("lvm:") {
         return path.to_owned();
     }
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())

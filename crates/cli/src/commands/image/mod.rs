@@ -36,8 +36,9 @@ Examples:
   vireo image convert -O qcow2 nbd://host/name disk.qcow2
 An image may be the export of an NBD server: nbd://HOST[:PORT]/NAME, nbd+unix:///NAME?socket=PATH, and with TLS
 nbds://HOST/NAME?tls-certificates=DIR. It may be a logical unit of an iSCSI target:
-iscsi://[USER[%SECRET]@]HOST[:PORT]/TARGET/LUN[?secret_file=PATH]. It may be a file on a web server, http://… or https://…, for reading only.
-Both are raw unless a format is said. An .iso is raw, for reading only.")]
+iscsi://[USER[%SECRET]@]HOST[:PORT]/TARGET/LUN[?secret_file=PATH]. It may be a file on a web server, http://… or
+https://…, for reading only, or an LVM volume of this host: lvm:GROUP/VOLUME.
+All are raw unless a format is said. An .iso is raw, for reading only.")]
 pub struct ImageArgs {
     /// Directory in which backing files may be; repeat for several. Without: the directory of the image
     #[arg(long, value_name = "DIR", global = true)]
@@ -251,7 +252,7 @@ fn refuse_file_options(path: &Path, options: &OpenOptions) -> Result<()> {
 }
 
 /// A number of bytes.
-pub(super) fn size(text: &str) -> Result<u64> {
+pub(crate) fn size(text: &str) -> Result<u64> {
     block::parse_size(text).map_err(anyhow::Error::msg)
 }
 
@@ -296,7 +297,7 @@ fn wants_help(texts: &[String], format: &str) -> Result<bool> {
 }
 
 /// A size for people.
-pub(super) fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
