@@ -26,9 +26,10 @@ pub(super) fn lvm(arguments: &[&str]) -> ImageResult<Vec<u8>> {
     }
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("WARNING:"));
-    let words: Vec<&str> = lines.take(LINES).collect();
-    let words = if words.is_empty() { "nothing".to_owned() } else { words.join("; ") };
-    Err(BlockError::option(what(), format!("it says: {words}{}", advice(&text))))
+    let words = lines.take(LINES).map(|line| line.trim_end_matches('.')).collect::<Vec<_>>().join("; ");
+    let advice = advice(&words);
+    let words = if words.is_empty() { "nothing" } else { &words };
+    Err(BlockError::option(what(), format!("it says: {words}{advice}")))
 }
 
 /// What to do about what the tool says.
