@@ -144,11 +144,13 @@ impl Session {
                 wire.close();
             }
         }
-        if self.is_hopeless(&state)
-            && let Phase::Down(why) = &state.phase
-        {
+        if self.is_hopeless(&state) {
+            let why = match &state.phase {
+                Phase::Down(why) => why,
+                _ => "it does not come back to work",
+            };
             let why = self.gone(why);
-            state.fail_all(&why);
+            state.fail_all(&why, false);
         }
         self.wake_the_rested(&mut state, now);
         if state.phase != Phase::Up {

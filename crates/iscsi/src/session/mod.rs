@@ -234,11 +234,16 @@ impl State {
         Some((header, slot.command.clone(), immediate))
     }
 
-    fn fail_all(&mut self, why: &str) {
-        let tasks: Vec<u32> = self.slots.keys().copied().collect();
-        tasks.into_iter().for_each(|task| self.finish(task, Err(Failure::Gone(why.to_owned()))));
-        self.own.clear();
+    /// Ends all commands; with `own`, also those of the driver.
+    fn fail_all(&mut self, why: &str, own: bool) {
+        let tasks = self.slots.iter().filter(|(_, slot)| own || !slot.setup).map(|(task, _)| *task);
+        for task in tasks.collect::<Vec<u32>>() {
+            self.finish(task, Err(Failure::Gone(why.to_owned())));
+        }
         self.waiting.clear();
+        if own {
+            self.own.clear();
+        }
     }
 }
 
@@ -318,6 +323,7 @@ impl Session {
         let why = match &state.phase {
             Phase::Closed(why) => why.clone(),
             Phase::Down(why) if self.is_hopeless(state) => self.gone(why),
+            Phase::Setup if self.is_hopeless(state) => self.gone("it does not come back to work"),
             _ => return,
         };
         state.finish(task, Err(Failure::Gone(why)));
@@ -455,7 +461,7 @@ impl Session {
         if let Some(wire) = state.wire.take() {
             wire.close();
         }
-        state.fail_all(why);
+        state.fail_all(why, true);
         self.changed.notify_all();
         self.courier.notify_all();
     }
