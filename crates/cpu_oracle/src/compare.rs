@@ -11,7 +11,7 @@ const FLAGS_IGNORED: u64 = 1 << 16 | 1 << 9;
 pub fn differences(case: &Case, silicon: &Outcome, engine: &Outcome) -> String {
     let mut text = String::new();
     if silicon.vector == ENDLESS && !is_taken_for_a_split_lock(engine) {
-        let _ = writeln!(text, "  silicon: the code does not end, at {:#x}", silicon.rip);
+        let _ = writeln!(text, "  silicon: {}\n  engine: {}", silicon.summary(), engine.summary());
         return text;
     }
     let mut number = |name: &str, a: u64, b: u64| {
