@@ -37,6 +37,12 @@ fn longest_list_of_dmg() {
     body::largest_dmg();
 }
 
+/// Bitmaps that mark more ranges than a person can wait for.
+#[test]
+fn largest_bitmaps() {
+    body::largest_bitmaps();
+}
+
 /// A disk without a sector needs no directory, but its place is used all the same.
 #[test]
 fn empty_disk_with_an_impossible_directory() {

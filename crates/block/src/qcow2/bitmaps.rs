@@ -5,6 +5,7 @@
 //! neither trusted nor recorded to.
 
 use super::Qcow2;
+use super::bitmap_ranges::{Ranges, marked};
 use super::bits::{OFFSET, autoclear};
 use super::header::{BitmapsExtension, Header};
 use super::refcount::{bytes, read_words};
@@ -37,6 +38,8 @@ struct Bitmap {
     bits: Option<Vec<u64>>,
     /// The bits in the file are others.
     changed: bool,
+    /// The table has been written anew, but not the directory.
+    rewritten: bool,
 }
 
 /// All bitmaps of an image opened for writing.
@@ -76,22 +79,6 @@ impl Bitmap {
                 *word |= 1 << (bit % 64);
             }
         }
-    }
-
-    fn ranges(&self, size: u64) -> Vec<Range<u64>> {
-        let mut out: Vec<Range<u64>> = Vec::new();
-        for (number, word) in self.bits.iter().flatten().enumerate().filter(|(_, word)| **word != 0) {
-            for bit in (0..64).filter(|bit| word & (1 << bit) != 0) {
-                let start = (number as u64 * 64 + bit) << self.granularity_bits;
-                let end = (start + (1 << self.granularity_bits)).min(size);
-                match out.last_mut() {
-                    _ if start >= size => {}
-                    Some(last) if last.end == start => last.end = end,
-                    _ => out.push(start..end),
-                }
-            }
-        }
-        out
     }
 }
 
@@ -165,18 +152,30 @@ impl Qcow2 {
     }
 
     fn read_bits(&self, bitmap: &Bitmap) -> Result<Vec<u64>> {
+        let mut bits = vec![0_u64; self.bitmap_words(bitmap.granularity_bits)?];
+        self.read_parts(bitmap, |first, part| {
+            if let Some(own) = bits.get_mut(first..first + part.len()) {
+                own.copy_from_slice(part);
+            }
+        })?;
+        Ok(bits)
+    }
+
+    /// Reads the bits in the file, as many as a cluster holds at a time.
+    fn read_parts(&self, bitmap: &Bitmap, mut visit: impl FnMut(usize, &[u64])) -> Result<()> {
         let len = self.bitmap_words(bitmap.granularity_bits)?;
-        let mut bits = vec![0_u64; len];
         let per_cluster = (self.cluster() / 8) as usize;
         for (index, entry) in self.read_table(bitmap)?.iter().enumerate() {
             let start = index * per_cluster;
             if start >= len {
                 break;
             }
-            let part = &mut bits[start..len.min(start + per_cluster)];
+            let words = per_cluster.min(len - start);
             let offset = entry & OFFSET;
             if offset == 0 {
-                part.fill(if entry & ALL_ONES != 0 { u64::MAX } else { 0 });
+                if entry & ALL_ONES != 0 {
+                    visit(start, &vec![u64::MAX; words]);
+                }
                 continue;
             }
             if offset >= self.file.size() || !offset.is_multiple_of(self.cluster()) {
@@ -187,13 +186,28 @@ impl Qcow2 {
                     format!("is {entry:#x}: no cluster of the file"),
                 ));
             }
-            let mut data = vec![0; part.len() * 8];
+            let mut data = vec![0; words * 8];
             self.file.read_bytes(offset, &mut data)?;
-            for (word, bytes) in part.iter_mut().zip(data.as_chunks::<8>().0) {
-                *word = u64::from_le_bytes(*bytes);
-            }
+            let part: Vec<u64> = data.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+            visit(start, &part);
         }
-        Ok(bits)
+        Ok(())
+    }
+
+    /// Tells of the bits, wherever they are.
+    fn visit_bits(&self, bitmap: &Bitmap, mut visit: impl FnMut(usize, &[u64])) -> ImageResult<()> {
+        match &bitmap.bits {
+            Some(bits) => visit(0, bits),
+            None => self.tell("reading a bitmap", self.read_parts(bitmap, visit))?,
+        }
+        Ok(())
+    }
+
+    /// Stores all bits and forgets them: what comes next may need as much memory again.
+    fn put_away_bits(&self) -> ImageResult<()> {
+        self.store_bitmaps()?;
+        self.bitmaps.lock().bitmaps.iter_mut().for_each(|bitmap| bitmap.bits = None);
+        Ok(())
     }
 
     /// Reads the directory when the image is opened for writing.
@@ -263,7 +277,9 @@ impl Qcow2 {
             if let Some(before) = before {
                 self.clusters_of_bitmap(&before, |offset, len| old.push((offset, len)))?;
             }
-            self.store_one(bitmap)?;
+            if !bitmap.rewritten {
+                self.store_one(bitmap)?;
+            }
         }
         for gone in in_file {
             self.clusters_of_bitmap(&gone, |offset, len| old.push((offset, len)))?;
@@ -297,7 +313,13 @@ impl Qcow2 {
         }
         drop(meta);
         store.marked = false;
-        store.bitmaps.iter_mut().for_each(|bitmap| bitmap.changed = false);
+        for bitmap in &mut store.bitmaps {
+            (bitmap.changed, bitmap.rewritten) = (false, false);
+            if bitmap.flags & AUTO == 0 {
+                // Nobody may ask for it again.
+                bitmap.bits = None;
+            }
+        }
         let recording = store.bitmaps.iter().any(|bitmap| bitmap.flags & (AUTO | IN_USE) == AUTO);
         self.recording.store(recording, Ordering::Release);
         Ok(())
@@ -306,10 +328,9 @@ impl Qcow2 {
     /// Writes a bitmap's bits and table to new clusters.
     fn store_one(&self, bitmap: &mut Bitmap) -> Result<()> {
         let bits_shift = self.geometry.cluster_bits;
-        let bits = bitmap.bits.clone().unwrap_or_default();
         let per_cluster = (self.cluster() / 8) as usize;
         let mut table = Vec::new();
-        for part in bits.chunks(per_cluster) {
+        for part in bitmap.bits.as_deref().unwrap_or_default().chunks(per_cluster) {
             if part.iter().all(|word| *word == 0) {
                 table.push(0);
                 continue;
@@ -332,16 +353,14 @@ impl Qcow2 {
 
     /// The disk has another size: so have the bitmaps.
     pub(super) fn resize_bitmaps(&self, size: u64) -> ImageResult<()> {
+        self.put_away_bits()?;
         let mut store = self.bitmaps.lock();
         for bitmap in &mut store.bitmaps {
             if bitmap.flags & IN_USE != 0 {
                 continue;
             }
             let len = self.tell("resizing a bitmap", self.bitmap_words(bitmap.granularity_bits))?;
-            let mut bits = match bitmap.bits.take() {
-                Some(bits) => bits,
-                None => self.tell("reading a bitmap", self.read_bits(bitmap))?,
-            };
+            let mut bits = self.tell("reading a bitmap", self.read_bits(bitmap))?;
             bits.resize(len, 0);
             let last = size.div_ceil(1 << bitmap.granularity_bits) % 64;
             if let Some(word) = bits.last_mut()
@@ -351,6 +370,9 @@ impl Qcow2 {
             }
             bitmap.bits = Some(bits);
             bitmap.changed = true;
+            // One after the other: all at once may be more than there is memory for.
+            self.tell("storing a bitmap", self.store_one(bitmap))?;
+            (bitmap.bits, bitmap.rewritten) = (None, true);
         }
         drop(store);
         self.store_bitmaps()
@@ -377,6 +399,7 @@ impl Qcow2 {
     /// Changes one bitmap, whose bits are loaded, and stores it.
     fn change_bitmap(&self, name: &str, change: impl FnOnce(&mut Bitmap)) -> ImageResult<()> {
         let _gate = self.gate.write();
+        self.put_away_bits()?;
         {
             let mut store = self.bitmaps.lock();
             let known: Vec<String> = store.bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect();
@@ -397,30 +420,34 @@ impl Qcow2 {
         self.store_bitmaps()
     }
 
-    fn all_bitmaps(&self) -> ImageResult<Vec<Bitmap>> {
-        let mut bitmaps = self.bitmaps.lock().bitmaps.clone();
-        if self.read_only || bitmaps.is_empty() {
-            let header = self.meta.lock().header.clone();
-            bitmaps = self.tell("reading the bitmaps", self.read_directory(&header))?;
+    fn with_bitmaps<T>(&self, act: impl FnOnce(&[Bitmap]) -> ImageResult<T>) -> ImageResult<T> {
+        let store = self.bitmaps.lock();
+        if !self.read_only && !store.bitmaps.is_empty() {
+            return act(&store.bitmaps);
         }
-        for bitmap in bitmaps.iter_mut().filter(|bitmap| bitmap.is_trusted() && bitmap.bits.is_none()) {
-            bitmap.bits = Some(self.tell("reading a bitmap", self.read_bits(bitmap))?);
-        }
-        Ok(bitmaps)
+        let header = self.meta.lock().header.clone();
+        act(&self.tell("reading the bitmaps", self.read_directory(&header))?)
     }
 }
 
 impl Bitmaps for Qcow2 {
     fn list(&self) -> ImageResult<Vec<BitmapInfo>> {
         let size = self.size.load(Ordering::Acquire);
-        let info = |bitmap: &Bitmap| BitmapInfo {
-            name: bitmap.name.clone(),
-            granularity: 1 << bitmap.granularity_bits,
-            enabled: bitmap.flags & AUTO != 0,
-            in_use: !bitmap.is_trusted(),
-            dirty: bitmap.ranges(size).iter().map(|range| range.end - range.start).sum(),
+        let info = |bitmap: &Bitmap| {
+            let mut dirty = 0;
+            if bitmap.is_trusted() {
+                let granularity = bitmap.granularity_bits;
+                self.visit_bits(bitmap, |first, part| dirty += marked(first, part, granularity, size))?;
+            }
+            Ok(BitmapInfo {
+                name: bitmap.name.clone(),
+                granularity: 1 << bitmap.granularity_bits,
+                enabled: bitmap.flags & AUTO != 0,
+                in_use: !bitmap.is_trusted(),
+                dirty,
+            })
         };
-        Ok(self.all_bitmaps()?.iter().map(info).collect())
+        self.with_bitmaps(|bitmaps| bitmaps.iter().map(info).collect())
     }
 
     fn add(&self, name: &str, granularity: Option<u64>, enabled: bool) -> ImageResult<()> {
@@ -435,6 +462,7 @@ impl Bitmaps for Qcow2 {
         }
         let granularity_bits = granularity.trailing_zeros() as u8;
         let words = self.tell("making a bitmap", self.bitmap_words(granularity_bits))?;
+        self.put_away_bits()?;
         {
             let mut store = self.bitmaps.lock();
             if store.bitmaps.iter().any(|bitmap| bitmap.name == name) {
@@ -489,13 +517,22 @@ impl Bitmaps for Qcow2 {
     }
 
     fn dirty_ranges(&self, name: &str) -> ImageResult<Vec<Range<u64>>> {
-        let bitmaps = self.all_bitmaps()?;
-        match bitmaps.iter().find(|bitmap| bitmap.name == name && bitmap.is_trusted()) {
-            Some(bitmap) => Ok(bitmap.ranges(self.size.load(Ordering::Acquire))),
-            None => Err(BlockError::option(
-                "bitmap",
-                format!("{name:?} is not in the image, or was not stored in order"),
-            )),
-        }
+        let size = self.size.load(Ordering::Acquire);
+        self.with_bitmaps(|bitmaps| {
+            let found = bitmaps.iter().find(|bitmap| bitmap.name == name && bitmap.is_trusted());
+            let Some(found) = found else {
+                let problem = format!("{name:?} is not in the image, or was not stored in order");
+                return Err(BlockError::option("bitmap", problem));
+            };
+            let mut step = found.granularity_bits;
+            loop {
+                let mut ranges = Ranges::new(found.granularity_bits, step, size);
+                self.visit_bits(found, |first, part| ranges.add(first, part))?;
+                if let Some(told) = ranges.told() {
+                    return Ok(told);
+                }
+                step += 1;
+            }
+        })
     }
 }

@@ -17,6 +17,7 @@
 //! the reference are safe. So a crash leaves at most clusters with a refcount too high: leaks. Operations that have to
 //! change more than that at once, in version 3, set the dirty bit meanwhile.
 
+mod bitmap_ranges;
 mod bitmaps;
 mod bits;
 mod check;

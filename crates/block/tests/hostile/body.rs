@@ -112,6 +112,34 @@ pub fn largest_dmg() {
     }
 }
 
+/// Bitmaps that mark more ranges than fit into memory, and that do not fit there all at once.
+#[cfg(test)]
+pub fn largest_bitmaps() {
+    const SIZE: u64 = 128 << 30;
+    let bytes = std::sync::Arc::new(qcow2::largest_bitmaps());
+    for what in [Use::Read, Use::Write] {
+        allocations::begin();
+        let file = Memory::new(bytes.clone(), true);
+        let image = exercise::open("qcow2", &file, what, Around::from_bits(0))
+            .map_err(|error| block::with_causes(&error));
+        let image = image.unwrap();
+        let bitmaps = image.bitmaps().unwrap();
+        let dirty: Vec<u64> = bitmaps.list().unwrap().iter().map(|bitmap| bitmap.dirty).collect();
+        assert_eq!(dirty, [SIZE / 4, 1 << 30, 1 << 30]);
+        // What is told in coarser steps covers all that is marked.
+        assert_eq!(bitmaps.dirty_ranges("b0").unwrap(), vec![0..SIZE; 1]);
+        assert_eq!(bitmaps.dirty_ranges("b1").unwrap(), vec![0..4 << 30; 1]);
+        if what == Use::Write {
+            image.write_bytes(0, &[1; 512]).unwrap();
+            image.flush().unwrap();
+            bitmaps.clear("b0").unwrap();
+            image.resize(SIZE - (1 << 20)).unwrap();
+            let dirty: Vec<u64> = bitmaps.list().unwrap().iter().map(|bitmap| bitmap.dirty).collect();
+            assert_eq!(dirty, [0, 1 << 30, 1 << 30]);
+        }
+    }
+}
+
 /// A vmdk image of no sectors whose directory is behind all files.
 #[cfg(test)]
 pub fn empty_vmdk() {

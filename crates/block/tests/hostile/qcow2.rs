@@ -105,3 +105,32 @@ pub fn largest() -> (&'static str, Arc<Vec<u8>>, u64) {
     (table as usize..block as usize).step_by(8).for_each(|at| put(at, &block.to_be_bytes()));
     ("qcow2", Arc::new(bytes), l1 + (32 << 20))
 }
+
+/// Three bitmaps of the largest size, all of whose parts are the same cluster, in which every fourth bit is set; of the
+/// last two, the first 16 parts.
+#[cfg(test)]
+pub fn largest_bitmaps() -> Vec<u8> {
+    const CLUSTER: usize = 1 << 16;
+    let mut bytes = made("qcow2", 128 << 30, &[], |image| {
+        for name in ["b0", "b1", "b2"] {
+            image.bitmaps().unwrap().add(name, Some(512), name == "b2").unwrap();
+        }
+    });
+    bytes.resize(bytes.len().next_multiple_of(CLUSTER), 0);
+    let bits = bytes.len() as u64;
+    bytes.resize(bytes.len() + CLUSTER, 0x11);
+    let u64_at = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    // It is referred to as often as anybody may want.
+    let refcounts = u64_at(&bytes, u64_at(&bytes, 48)) + 2 * (bits as usize / CLUSTER);
+    bytes[refcounts..refcounts + 2].copy_from_slice(&0x7000_u16.to_be_bytes());
+    let extension = bytes[..512].windows(4).position(|magic| magic == [0x23, 0x85, 0x28, 0x75]).unwrap();
+    let mut row = u64_at(&bytes, extension + 24);
+    for parts in [(32 << 20) / CLUSTER, 16, 16] {
+        let table = u64_at(&bytes, row);
+        for entry in 0..parts {
+            bytes[table + 8 * entry..table + 8 * entry + 8].copy_from_slice(&bits.to_be_bytes());
+        }
+        row += 24 + 8;
+    }
+    bytes
+}
