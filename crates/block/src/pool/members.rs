@@ -118,7 +118,8 @@ impl Pool {
             log.must_checkpoint = true;
             self.commit_with(&mut log)?;
         }
-        self.resync()?;
+        let doubtful = self.regions.lock().doubtful();
+        self.resync(doubtful)?;
         self.make_copies(progress)
     }
 }

@@ -252,7 +252,8 @@ impl Pool {
             self.fail_member(member, std::io::Error::other("No member is left"))?;
         }
         self.commit_with(&mut self.log.lock())?;
-        self.resync()
+        let dirty = self.inner.read().state.dirty.clone();
+        self.resync(dirty)
     }
 }
 

@@ -37,9 +37,15 @@ impl Regions {
         self.doubtful.extend(regions);
     }
 
-    /// Ends that.
-    pub fn trust(&mut self, region: (VolumeId, u32)) {
+    /// Ends that, and tells whether nobody has written there.
+    pub fn trust(&mut self, region: (VolumeId, u32)) -> bool {
         self.doubtful.remove(&region);
+        !self.active.contains_key(&region)
+    }
+
+    /// Those that are kept so.
+    pub fn doubtful(&self) -> Vec<(VolumeId, u32)> {
+        self.doubtful.iter().copied().collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Comparing the copies of mirrored volumes, and making them equal.
 
 use super::Pool;
-use super::record::{Copies, Filled, Record, Slot, VolumeId};
+use super::record::{Copies, Filled, LayerId, Record, Slot, VolumeId};
 use super::request::COPY;
 use super::sums::Mend;
 use serde::Serialize;
@@ -82,45 +82,50 @@ impl Pool {
         Ok(report)
     }
 
-    /// Makes the copies in dirty regions equal, and checksums that do not fit anew. A region stays dirty when a chunk in
-    /// it cannot be reached.
-    pub(super) fn resync(&self) -> Result<()> {
-        let dirty: Vec<(VolumeId, u32)> = self.inner.read().state.dirty.iter().copied().collect();
-        for (volume, region) in dirty {
+    /// Makes the copies in these dirty regions equal, and checksums that do not fit anew. A region stays dirty when a chunk
+    /// in it cannot be reached. Volumes may be used meanwhile.
+    pub(super) fn resync(&self, regions: impl IntoIterator<Item = (VolumeId, u32)>) -> Result<()> {
+        for (volume, region) in regions {
             let mut missed = false;
-            for (layer, chunk, copies) in self.slots_of(volume) {
-                let (summed, is_top, healthy) = {
-                    let state = &self.inner.read().state;
-                    if state.region_of(chunk) != region {
-                        continue;
-                    }
-                    let slot = state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk));
-                    let summed = slot.and_then(|slot| slot.stored()).is_some_and(|stored| stored.summed);
-                    let top = state.volumes.get(&volume).map(|volume| volume.top);
-                    (summed, top == Some(layer), state.healthy(&copies))
-                };
-                match healthy {
-                    None => missed |= summed,
-                    // Only the top layer was written to since its last flush.
-                    Some(healthy) if summed => {
-                        self.check_sums(&healthy, if is_top { Mend::Accept } else { Mend::Repair })?;
-                    }
-                    Some(healthy) if healthy.places().len() > 1 => {
-                        self.compare_copies(&healthy, true)?;
-                    }
-                    Some(_) => {}
+            for (layer, chunk, _) in self.slots_of(volume) {
+                if self.inner.read().state.region_of(chunk) == region {
+                    missed |= !self.resync_chunk(volume, layer, chunk)?;
                 }
             }
             let mut regions = self.regions.lock();
             if missed {
                 regions.doubt([(volume, region)]);
-            } else {
-                regions.trust((volume, region));
-                drop(regions);
+            } else if regions.trust((volume, region)) {
                 self.change(vec![Record::Cleaned { volume, region }])?;
             }
         }
         self.commit()
+    }
+
+    /// False when a chunk with checksums cannot be reached.
+    fn resync_chunk(&self, volume: VolumeId, layer: LayerId, chunk: u32) -> Result<bool> {
+        let gate = self.gate(volume);
+        let _gate = gate.read();
+        let _hold = self.alone(volume, chunk);
+        let (copies, filled, is_top, healthy) = {
+            let state = &self.inner.read().state;
+            let slot = state.layers.get(&layer).and_then(|layer| layer.map.get(&chunk));
+            let Some(Slot::Data { copies, filled }) = slot else { return Ok(true) };
+            let top = state.volumes.get(&volume).map(|volume| volume.top);
+            (*copies, *filled, top == Some(layer), state.healthy(copies))
+        };
+        match healthy {
+            None => return Ok(filled != Filled::Summed),
+            // Only the top layer was written to since its last flush.
+            Some(healthy) if filled == Filled::Summed => {
+                self.check_sums(&healthy, if is_top { Mend::Accept } else { Mend::Repair })?;
+            }
+            Some(healthy) if copies.places().len() > 1 => {
+                self.compare_copies(&healthy, true)?;
+            }
+            Some(_) => {}
+        }
+        Ok(true)
     }
 
     /// Compares the copies of a chunk with their checksums.
