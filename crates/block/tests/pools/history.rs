@@ -209,6 +209,7 @@ fn shuffle(
         pool.move_volume("v", &names, &|_| ()).map_err(text)?;
         pool.set_checksums("v", random.chance(60), &|_| ()).map_err(text)?;
         pool.scrub(true, &|_| ()).map_err(text)?;
+        pool.rebuild(&|_| ()).map_err(text)?;
     }
     pool.add_member(&setup::name(9), spare.clone()).map_err(text)?;
     pool.remove_member("0", &|_| ()).map_err(text)?;
