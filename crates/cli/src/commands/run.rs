@@ -94,7 +94,7 @@ pub struct RunArgs {
     translation_store: Option<PathBuf>,
     /// Disk: `PATH[,format=raw|qcow2|luks|vdi|vmdk|vpc|vhdx|dmg|pool][,key-file=FILE][,backing=DIR][,cache=writeback|writethrough|none|directsync|unsafe][,aio=auto|threads|io_uring][,discard=on|off]
     /// [,readonly=on][,serial=TEXT][,queues=N][,packed=on][,iops|iops-rd|iops-wr=N[/BURST]]
-    /// [,rerror=report|ignore|stop|enospc][,werror=…][,commit=on][,inject=RULE][,bps|bps-rd|bps-wr=SIZE[/BURST]][,burst=SECONDS][,group=NAME]`; may be repeated. PATH may be lvm:GROUP/VOLUME, an NBD URI, iscsi://[USER[%SECRET]@]HOST[:PORT]/TARGET/LUN, or http://… or https://… for reading only; an .iso and a dmg are read-only. Limits are a second's average and
+    /// [,rerror=report|ignore|stop|enospc][,werror=…][,commit=on][,inject=RULE][,bps|bps-rd|bps-wr=SIZE[/BURST]][,burst=SECONDS][,group=NAME]`; may be repeated. PATH may be lvm:GROUP/VOLUME, an NBD URI, `iscsi://[USER[%SECRET]@]HOST[:PORT]/TARGET/LUN`, or http://… or https://… for reading only; an .iso and a dmg are read-only. Limits are a second's average and
     /// the rate of a burst, which lasts `burst` seconds; the disks of a group share them
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskConfig>,
