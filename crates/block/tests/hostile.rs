@@ -33,6 +33,16 @@ fn largest_tables() {
 }
 
 #[test]
+fn growing_vdi_of_the_largest_table() {
+    body::huge::growing_vdi();
+}
+
+#[test]
+fn snapshots_of_qcow2_with_the_largest_table() {
+    body::huge::snapshots_of_the_largest_table();
+}
+
+#[test]
 fn longest_list_of_dmg() {
     body::largest_dmg();
 }

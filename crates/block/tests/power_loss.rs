@@ -141,3 +141,62 @@ fn any_unflushed_subset_may_be_lost() {
     let count = std::env::var("VIREO_POWER_LOSS_CASES").ok().and_then(|count| count.parse().ok());
     cases(0..count.unwrap_or(300));
 }
+
+/// A vdi image with no room behind its table and no block without data, in the middle of growing: its first block
+/// moves. Before and after, it has what it had.
+#[test]
+fn growing_a_full_vdi() {
+    const BLOCK: usize = 64 << 10;
+    const SIZE: usize = 128 * BLOCK;
+    let content: Vec<u8> = (0..SIZE / SECTOR).flat_map(|sector| [(sector % 251) as u8 + 1; SECTOR]).collect();
+    let mut bytes = vec![0; 1024];
+    bytes[0x40..0x44].copy_from_slice(&0xBEDA_107F_u32.to_le_bytes());
+    for (at, value) in [
+        (0x44, 0x0001_0001),
+        (0x48, 0x190),
+        (0x4C, 1),
+        (0x154, 512),
+        (0x158, 1024),
+        (0x168, 512),
+        (0x170, SIZE as u32),
+        (0x178, BLOCK as u32),
+        (0x180, 128),
+        (0x184, 128),
+    ] {
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    (0..128).for_each(|n| bytes[512 + 4 * n as usize..][..4].copy_from_slice(&u32::to_le_bytes(127 - n)));
+    content.chunks(BLOCK).rev().for_each(|block| bytes.extend_from_slice(block));
+    let (mut cut, mut done) = (0, 0);
+    for seed in 0..200 {
+        let recorder = Arc::new(Recorder::new(bytes.clone(), seed));
+        let image = open_vdi(&recorder);
+        recorder.lose_power_after(seed as i64 % 20);
+        let grown = image.resize((SIZE + 3 * BLOCK) as u64);
+        std::mem::forget(image);
+        let after = Arc::new(recorder.after_power_loss());
+        let image = open_vdi(&after);
+        let mut now = vec![0; SIZE];
+        image.read_bytes(0, &mut now).unwrap();
+        assert!(now == content, "seed {seed}: {grown:?}");
+        if grown.is_ok() {
+            assert_eq!(image.size(), (SIZE + 3 * BLOCK) as u64, "seed {seed}");
+            done += 1;
+        } else {
+            cut += 1;
+        }
+        // What was cut short can be done again, and what is new can be written to.
+        image.resize((SIZE + 4 * BLOCK) as u64).unwrap();
+        image.write_bytes(SIZE as u64, &vec![7; 4 * BLOCK]).unwrap();
+        image.read_bytes(0, &mut now).unwrap();
+        assert!(now == content, "seed {seed}, after growing again");
+        let report = image.check(Repair::Nothing).unwrap();
+        assert!(report.corruptions == 0 && report.check_errors == 0, "seed {seed}: {report:#?}");
+    }
+    assert!(cut > 20 && done > 20, "{cut} cut short, {done} done");
+}
+
+fn open_vdi(recorder: &Arc<Recorder>) -> Arc<dyn DiskImage> {
+    let driver = driver("vdi").unwrap();
+    driver.open(recorder.clone(), Path::new("simulated"), &OpenOptions::default()).unwrap()
+}

@@ -3,7 +3,7 @@
 use super::DirtyPage;
 use crate::backend::BlockBackend;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Result;
 
 /// Bytes of clean and dirty pages that are kept.
@@ -18,7 +18,8 @@ struct Page {
 #[derive(Default)]
 struct State {
     pages: HashMap<u64, Page>,
-    dirty: usize,
+    /// Where those are that differ.
+    dirty: BTreeSet<u64>,
     changes: u64,
     /// How often pages were written to the file.
     writes: u64,
@@ -85,7 +86,7 @@ impl Pages {
             let state = &mut *state;
             let Some(page) = state.pages.get_mut(&start) else { continue };
             state.changes += 1;
-            state.dirty += usize::from(page.version == 0);
+            state.dirty.insert(start);
             page.version = state.changes;
             if let (Some(change), Some(bytes)) =
                 (change.take(), page.bytes.get_mut((offset - start) as usize..))
@@ -104,14 +105,10 @@ impl Pages {
     /// Copies of all changed pages, in the file's order.
     pub fn dirty(&self) -> Vec<DirtyPage> {
         let state = self.state.lock();
-        let mut dirty: Vec<DirtyPage> = state
-            .pages
-            .iter()
-            .filter(|(_, page)| page.version != 0)
-            .map(|(&offset, page)| DirtyPage { offset, bytes: page.bytes.clone(), version: page.version })
-            .collect();
-        dirty.sort_by_key(|page| page.offset);
-        dirty
+        let pages = state.dirty.iter().filter_map(|offset| Some((*offset, state.pages.get(offset)?)));
+        pages
+            .map(|(offset, page)| DirtyPage { offset, bytes: page.bytes.clone(), version: page.version })
+            .collect()
     }
 
     /// Notes that the pages are in the file; those changed since stay dirty.
@@ -124,14 +121,14 @@ impl Pages {
                 && page.version == done.version
             {
                 page.version = 0;
-                state.dirty -= 1;
+                state.dirty.remove(&done.offset);
             }
         }
     }
 
     /// Whether the changed pages take so much memory that they should be written.
     pub fn is_full(&self) -> bool {
-        self.state.lock().dirty * self.page > BYTES_MAX / 2
+        self.state.lock().dirty.len() * self.page > BYTES_MAX / 2
     }
 
     /// Forgets everything that is in the file.

@@ -8,7 +8,7 @@ use super::Qcow2;
 use super::bitmap_ranges::{Ranges, marked};
 use super::bits::{OFFSET, autoclear};
 use super::header::{BitmapsExtension, Header};
-use super::refcount::{bytes, read_words};
+use super::words::{bytes, read_words};
 use crate::error::BlockError;
 use crate::image::{BitmapInfo, Bitmaps, ImageResult};
 use std::io::{Error, ErrorKind, Result};

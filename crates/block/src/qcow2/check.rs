@@ -80,16 +80,16 @@ impl Walk<'_> {
         self.refer(0..1, "header");
         {
             let l1 = image.l1.read();
-            self.refer_bytes(l1.offset, l1.entries.len() as u64 * 8, "L1 table");
-            self.tree(l1.offset, &l1.entries, true)?;
+            self.refer_bytes(l1.offset, l1.place().bytes(), "L1 table");
+            self.tree(l1.offset, l1.entries(), true)?;
         }
         match image.read_snapshots(&header) {
             Ok((rows, bytes)) => {
                 self.refer_bytes(header.snapshots_offset, bytes, "snapshot table");
                 for row in rows {
-                    let entries = image.read_snapshot_l1(&row)?;
-                    self.refer_bytes(row.l1_offset, entries.len() as u64 * 8, "snapshot's L1 table");
-                    self.tree(row.l1_offset, &entries, false)?;
+                    let l1 = row.l1;
+                    self.refer_bytes(l1.offset, l1.bytes(), "snapshot's L1 table");
+                    image.each_l1_part(l1, |first, part| self.tree(l1.offset + first * 8, part, false))?;
                 }
             }
             Err(error) => self.corrupt(|| format!("ERROR {error}")),
@@ -320,7 +320,7 @@ impl Walk<'_> {
         let bits = image.geometry.cluster_bits;
         let l1 = image.l1.read();
         let mut wrong = 0;
-        for entry in l1.entries.iter().filter(|entry| **entry & OFFSET != 0) {
+        for entry in l1.entries().iter().filter(|entry| **entry & OFFSET != 0) {
             let offset = entry & OFFSET;
             if image.check_table_offset(*entry, offset).is_err() {
                 continue;

@@ -2,7 +2,8 @@
 
 use super::Qcow2;
 use super::bits::{autoclear, compatible, incompatible};
-use super::header::{Header, LUKS, MAGIC};
+use super::header::{Header, L1_BYTES_MAX, LUKS, MAGIC};
+use super::l1::L1;
 use super::measure::{Measure, measure};
 use crate::backend::{BlockBackend, SECTOR_SIZE};
 use crate::error::BlockError;
@@ -147,8 +148,7 @@ impl Qcow2 {
             self.file.write_zeroes(luks, count << self.geometry.cluster_bits, false)?;
         }
         let mut l1 = self.l1.write();
-        l1.offset = start << self.geometry.cluster_bits;
-        l1.entries = vec![0; entries as usize];
+        *l1 = L1::new(start << self.geometry.cluster_bits, vec![0; entries as usize]);
         let end = (start + clusters) << self.geometry.cluster_bits;
         self.file.write_zeroes(l1.offset, end - l1.offset, false)?;
         meta.header.l1_offset = l1.offset;
@@ -271,7 +271,7 @@ fn plan(path: &Path, mut options: CreateOptions) -> ImageResult<Plan> {
             header.feature_names.clear();
         }
     }
-    if !options.size.is_multiple_of(SECTOR_SIZE) || header.l1_needed(options.size) > (32 << 20) / 8 {
+    if !options.size.is_multiple_of(SECTOR_SIZE) || header.l1_needed(options.size) > L1_BYTES_MAX / 8 {
         return wrong(
             "size",
             format!("{} is no multiple of 512, or too large for the cluster size", options.size),

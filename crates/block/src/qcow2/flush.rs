@@ -2,7 +2,6 @@
 
 use super::bits::incompatible;
 use super::header::Header;
-use super::refcount::bytes;
 use super::{Free, Meta, Qcow2};
 use std::io::Result;
 use std::sync::atomic::Ordering;
@@ -22,13 +21,12 @@ impl Qcow2 {
         }
         let mut meta = self.meta.lock();
         // What is taken here refers only to data whose writes have ended; the first barrier makes those safe.
-        let lazy = meta.header.lazy_refcounts() && meta.header.has(incompatible::DIRTY);
+        let lazy = meta.header.lazy_refcounts()
+            && meta.header.has(incompatible::DIRTY)
+            && !meta.refcounts.is_crowded();
         let (blocks, table) = if lazy { Default::default() } else { meta.refcounts.take_dirty() };
         let (tables, entries) = self.tables.take_dirty();
-        let l1 = {
-            let mut l1 = self.l1.write();
-            std::mem::take(&mut l1.dirty).then(|| (l1.offset, bytes(&l1.entries)))
-        };
+        let l1 = self.l1.write().take_dirty();
         let frees = std::mem::take(&mut meta.frees);
         drop(meta);
         let written = (|| {
@@ -42,15 +40,17 @@ impl Qcow2 {
             if self.geometry.external {
                 self.data.flush()?;
             }
-            if !entries.is_empty() || l1.is_some() {
+            if !entries.is_empty() || !l1.is_empty() {
                 self.file.flush()?;
                 for (offset, data) in &entries {
                     self.file.write_bytes(*offset, data)?;
                 }
             }
-            if let Some((offset, data)) = &l1 {
+            if !l1.is_empty() {
                 self.file.flush()?;
-                self.file.write_bytes(*offset, data)?;
+                for (offset, data) in &l1 {
+                    self.file.write_bytes(*offset, data)?;
+                }
             }
             self.file.flush()
         })();
@@ -58,10 +58,12 @@ impl Qcow2 {
             let mut meta = self.meta.lock();
             meta.refcounts.mark_dirty(&blocks, table.is_some());
             tables.iter().for_each(|table| table.mark_dirty());
-            self.l1.write().dirty |= l1.is_some();
+            self.l1.write().mark_dirty(&l1);
             meta.frees.extend(frees);
             return Err(error);
         }
+        self.tables.trim();
+        self.meta.lock().refcounts.trim();
         if frees.is_empty() {
             return Ok(());
         }

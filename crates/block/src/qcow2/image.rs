@@ -176,9 +176,9 @@ impl DiskImage for Qcow2 {
         let span = 1 << self.geometry.l2_span_bits();
         for start in (0..end).step_by(span as usize) {
             self.tell("emptying the image", self.forget_range(start, (start + span).min(end)))?;
-            self.tell("emptying the image", self.flush_metadata(false))?;
+            self.tell("emptying the image", self.relieve_alone())?;
         }
-        Ok(())
+        self.tell("emptying the image", self.flush_metadata(false))
     }
 }
 

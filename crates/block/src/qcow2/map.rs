@@ -28,7 +28,7 @@ impl Qcow2 {
     pub(super) fn table(&self, l1_index: usize) -> Result<Option<Arc<Table>>> {
         let (entry, l1_offset) = {
             let l1 = self.l1.read();
-            (l1.entries.get(l1_index).copied().unwrap_or(0), l1.offset)
+            (l1.entries().get(l1_index).copied().unwrap_or(0), l1.offset)
         };
         let offset = entry & OFFSET;
         if offset == 0 {

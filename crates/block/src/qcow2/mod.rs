@@ -27,6 +27,7 @@ mod discard;
 mod flush;
 mod header;
 mod image;
+mod l1;
 mod map;
 mod measure;
 mod open;
@@ -35,8 +36,8 @@ mod refcount;
 mod resize;
 mod snapshot;
 mod tables;
-
 mod trace;
+mod words;
 mod write;
 
 pub(crate) use create::Qcow2Format;
@@ -49,6 +50,7 @@ use crate::image::{DiskImage, ImageResult};
 use bitmaps::BitmapStore;
 use bits::Geometry;
 use header::Header;
+use l1::L1;
 use parking_lot::{Mutex, RwLock};
 use refcount::Refcounts;
 use std::io::{Error, Result};
@@ -96,14 +98,6 @@ pub struct Qcow2 {
     broken: AtomicBool,
     /// The image was written to in this session.
     written: AtomicBool,
-}
-
-/// The active L1 table.
-#[derive(Default)]
-struct L1 {
-    offset: u64,
-    entries: Vec<u64>,
-    dirty: bool,
 }
 
 /// What the metadata lock protects. L1 and L2 tables are changed under it, too.

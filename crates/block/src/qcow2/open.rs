@@ -2,8 +2,9 @@
 
 use super::bits::{Geometry, autoclear, incompatible};
 use super::header::{Header, LUKS, NO_ENCRYPTION};
-use super::refcount::{Refcounts, read_words};
+use super::refcount::Refcounts;
 use super::tables::Tables;
+use super::words::read_words;
 use super::{L1, Meta, Qcow2, as_block_error};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
@@ -17,8 +18,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// Memory for metadata when nothing is said: what maps the whole disk, at most this.
+/// Memory for L1 and L2 tables when nothing is said: what maps the whole disk, at most this. Refcounts have a quarter of
+/// what L2 tables have: only changes of the mapping need them.
 const CACHE_MAX: u64 = 32 << 20;
+const CACHE_MIN: u64 = 1 << 20;
 
 impl Qcow2 {
     /// Opens an image whose file is open.
@@ -62,9 +65,15 @@ impl Qcow2 {
             external: header.data_file.is_some(),
         };
         let covering = (header.size >> header.cluster_bits).saturating_mul(8 * geometry.words() as u64);
-        let cache = options.metadata_cache.unwrap_or(covering.clamp(1 << 20, CACHE_MAX));
-        let refcounts =
-            Refcounts::new(file.clone(), path.to_owned(), header.cluster_bits, header.refcount_order, cache);
+        let most = CACHE_MAX.saturating_sub(u64::from(header.l1_entries) * 8).max(CACHE_MIN);
+        let cache = options.metadata_cache.unwrap_or(covering.clamp(CACHE_MIN, most));
+        let refcounts = Refcounts::new(
+            file.clone(),
+            path.to_owned(),
+            header.cluster_bits,
+            header.refcount_order,
+            cache / 4,
+        );
         Qcow2 {
             path: path.to_owned(),
             file,
@@ -101,7 +110,7 @@ impl Qcow2 {
         let (offset, entries) = (meta.header.l1_offset, meta.header.l1_entries);
         let entries = read_words(&*self.file, offset, entries as usize);
         let entries = self.tell("reading the L1 table", entries)?;
-        *self.l1.write() = L1 { offset, entries, dirty: false };
+        *self.l1.write() = L1::new(offset, entries);
         Ok(())
     }
 

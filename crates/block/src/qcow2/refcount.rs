@@ -5,6 +5,7 @@
 //! it counts itself.
 
 use super::bits::OFFSET;
+use super::words::{PAGE, Writes, bytes, read_words, take_pages};
 use crate::backend::BlockBackend;
 use crate::error::BlockError;
 use std::collections::{BTreeMap, HashMap};
@@ -13,8 +14,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Unit of writing blocks and tables back.
-pub(super) const PAGE: usize = 4096;
 /// Largest refcount table in bytes.
 const TABLE_MAX: usize = 8 << 20;
 
@@ -25,9 +24,6 @@ struct Block {
     dirty: Vec<bool>,
     used: u64,
 }
-
-/// Bytes on their way to an offset of the file.
-pub(super) type Writes = Vec<(u64, Vec<u8>)>;
 
 /// The refcounts of one image.
 pub(super) struct Refcounts {
@@ -67,7 +63,7 @@ impl Refcounts {
             table: Vec::new(),
             table_dirty: false,
             blocks: HashMap::new(),
-            blocks_max: ((cache >> cluster_bits) as usize).max(8),
+            blocks_max: ((cache >> cluster_bits) as usize).max(4),
             clock: 0,
             first_free: 0,
             fresh,
@@ -132,7 +128,7 @@ impl Refcounts {
         let Some(offset) = self.block_offset(index)? else { return Ok(None) };
         self.clock += 1;
         if !self.blocks.contains_key(&index) {
-            self.evict();
+            self.keep(self.blocks_max - 1);
             let mut data = vec![0; 1 << self.cluster_bits];
             self.file.read_bytes(offset, &mut data)?;
             self.put(index, offset, data, false);
@@ -148,15 +144,23 @@ impl Refcounts {
         self.blocks.insert(index, Block { offset, data, dirty, used: self.clock });
     }
 
-    /// Makes room by forgetting the clean block that was not used for the longest time.
-    fn evict(&mut self) {
-        if self.blocks.len() < self.blocks_max {
+    /// Forgets clean blocks, those first that were not used for the longest time, until so many are left.
+    fn keep(&mut self, most: usize) {
+        let excess = self.blocks.len().saturating_sub(most);
+        if excess == 0 {
             return;
         }
         let clean = self.blocks.iter().filter(|(_, block)| !block.dirty.contains(&true));
-        if let Some(index) = clean.min_by_key(|(_, block)| block.used).map(|(index, _)| *index) {
+        let mut clean: Vec<(u64, u64)> = clean.map(|(index, block)| (block.used, *index)).collect();
+        clean.sort_unstable();
+        for (_, index) in clean.into_iter().take(excess) {
             self.blocks.remove(&index);
         }
+    }
+
+    /// Forgets what was written and is too much.
+    pub fn trim(&mut self) {
+        self.keep(self.blocks_max);
     }
 
     pub fn get(&mut self, cluster: u64) -> Result<u64> {
@@ -220,7 +224,7 @@ impl Refcounts {
     /// Makes the block `index` at the first cluster it counts which is not `wanted`.
     fn make_block(&mut self, index: u64, wanted: Option<u64>) -> Result<()> {
         if index as usize >= self.table.len() {
-            self.grow_table(index)?;
+            self.grow_table(index, 0)?;
             if self.table[index as usize] != 0 {
                 return Ok(());
             }
@@ -246,13 +250,15 @@ impl Refcounts {
     }
 
     /// Moves the table to a larger place, at the first clusters that the present one does not cover, behind the blocks
-    /// that count this place. Everything is in the file when this returns except the header, which `moved` asks for.
-    fn grow_table(&mut self, index: u64) -> Result<()> {
+    /// that count this place, with room for `more` blocks behind these. Everything is in the file when this returns
+    /// except the header, which `moved` asks for.
+    fn grow_table(&mut self, index: u64, more: u64) -> Result<()> {
         let bits = self.span_bits();
         let per_cluster = 1_u64 << (self.cluster_bits - 3);
         let (mut blocks, mut clusters) = (1, 1);
         loop {
-            let needed = (index + blocks + 1).max(self.table.len() as u64 * 3 / 2).div_ceil(per_cluster);
+            let needed =
+                (index + blocks + 1 + more).max(self.table.len() as u64 * 3 / 2).div_ceil(per_cluster);
             let own = (blocks + needed).div_ceil(1 << bits);
             if (needed, own) == (clusters, blocks) {
                 break;
@@ -301,8 +307,63 @@ impl Refcounts {
 
     /// Takes `count` clusters that follow each other.
     pub fn allocate(&mut self, count: u64) -> Result<u64> {
-        let start = self.find(count, count)?.start;
+        let start = if count < 1 << self.span_bits() {
+            self.find(count, count)?.start
+        } else if let Some(start) = self.find_old(count)? {
+            start
+        } else {
+            self.make_room(count)?
+        };
         self.take(start..start + count)
+    }
+
+    /// A run of free clusters that have blocks already.
+    fn find_old(&mut self, count: u64) -> Result<Option<u64>> {
+        let bits = self.span_bits();
+        let mut cluster = self.first_free;
+        let mut start = cluster;
+        while cluster >> bits < self.table.len() as u64 {
+            if self.block_offset(cluster >> bits)?.is_none() {
+                cluster = ((cluster >> bits) + 1) << bits;
+                start = cluster;
+                continue;
+            }
+            cluster += 1;
+            if self.get(cluster - 1)? != 0 {
+                start = cluster;
+            } else if cluster - start == count {
+                return Ok(Some(start));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes blocks for a run that is longer than what one block counts: all of them are in front of it, behind
+    /// everything that has a block. Returns where the run begins.
+    fn make_room(&mut self, count: u64) -> Result<u64> {
+        let bits = self.span_bits();
+        let mut blocks = 1;
+        while blocks << bits < blocks + count {
+            blocks = (blocks + count).div_ceil(1 << bits);
+        }
+        let behind =
+            |table: &[u64]| table.iter().rposition(|entry| *entry != 0).map_or(0, |last| last + 1) as u64;
+        if behind(&self.table) + blocks > self.table.len() as u64 {
+            self.grow_table(self.table.len() as u64, blocks)?;
+        }
+        let index = behind(&self.table);
+        let start = index << bits;
+        for at in 0..blocks {
+            let offset = (start + at) << self.cluster_bits;
+            let Some(entry) = self.table.get_mut((index + at) as usize) else {
+                return Err(ErrorKind::StorageFull.into());
+            };
+            *entry = offset;
+            self.put(index + at, offset, vec![0; 1 << self.cluster_bits], true);
+        }
+        self.table_dirty = true;
+        self.take(start..start + blocks)?;
+        Ok(start + blocks)
     }
 
     /// Takes 1 to `count` clusters that follow each other, as many as there are at the first free place.
@@ -497,40 +558,6 @@ impl Counts {
             |(index, counts): (u64, [u32; 64])| (0..64).map(move |at| (index * 64 + at, counts[at as usize]));
         self.chunks.iter().map(chunk).flat_map(spread).filter(|(_, count)| *count > 0)
     }
-}
-
-/// Calls `make` for each run of marked pages (as a range of bytes), and unmarks them.
-pub(super) fn take_pages<T>(dirty: &mut [bool], mut make: impl FnMut(Range<usize>) -> T) -> Vec<T> {
-    let mut out = Vec::new();
-    let mut at = 0;
-    while let Some(start) = dirty.iter().skip(at).position(|page| *page).map(|page| page + at) {
-        let end = dirty.iter().skip(start).position(|page| !page).map_or(dirty.len(), |len| start + len);
-        dirty[start..end].fill(false);
-        out.push(make(start * PAGE..end * PAGE));
-        at = end;
-    }
-    out
-}
-
-/// Numbers of a table in the file. Its bytes are not held as a whole beside them.
-pub(super) fn read_words(file: &dyn BlockBackend, offset: u64, count: usize) -> Result<Vec<u64>> {
-    const PART: usize = 1 << 17;
-    let mut words = Vec::with_capacity(count);
-    let mut data = vec![0; count.min(PART) * 8];
-    while words.len() < count {
-        let part = data.get_mut(..(count - words.len()).min(PART) * 8).unwrap_or_default();
-        file.read_bytes(offset + words.len() as u64 * 8, part)?;
-        words.extend(part.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)));
-    }
-    Ok(words)
-}
-
-pub(super) fn words(bytes: &[u8]) -> Vec<u64> {
-    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect()
-}
-
-pub(super) fn bytes(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_be_bytes()).collect()
 }
 
 /// Entries below a byte are filled from the least significant bit on.

@@ -1,7 +1,8 @@
 //! Growing, shrinking, and taking space in advance.
 
 use super::bits::{COPIED, Entry, OFFSET, State};
-use super::refcount::bytes;
+use super::header::L1_BYTES_MAX;
+use super::l1::L1Place;
 use super::{Free, Qcow2};
 use crate::backend::SECTOR_SIZE;
 use crate::error::BlockError;
@@ -25,7 +26,7 @@ impl Qcow2 {
             let meta = self.tell("changing the size", self.start_change())?;
             (meta.header.version, meta.header.snapshots, meta.header.l1_needed(size))
         };
-        if needed > (32 << 20) / 8 {
+        if needed > L1_BYTES_MAX / 8 {
             return wrong(format!("{size} is too large for clusters of {} bytes", self.cluster()));
         }
         if version < 3 && snapshots > 0 {
@@ -42,19 +43,26 @@ impl Qcow2 {
         // Who makes the disk larger again expects zeros behind the end.
         self.zero_range(size, start.min(old) - size, true)?;
         if start < old {
-            self.forget_range(start, old)?;
+            let span = 1 << self.geometry.l2_span_bits();
+            for at in (start..old).step_by(span as usize) {
+                self.forget_range(at, (at + span).min(old))?;
+                self.relieve_alone()?;
+            }
         }
-        let mut meta = self.start_change()?;
-        let needed = meta.header.l1_needed(size) as usize;
-        let mut l1 = self.l1.write();
-        for entry in l1.entries.iter_mut().skip(needed).filter(|entry| **entry & OFFSET != 0) {
-            let cluster = (*entry & OFFSET) >> self.geometry.cluster_bits;
+        let needed = self.meta.lock().header.l1_needed(size) as usize;
+        let entries = self.l1.read().entries().len();
+        for number in needed..entries {
+            let entry = self.l1.read().entries().get(number).copied().unwrap_or(0);
+            if entry & OFFSET == 0 {
+                continue;
+            }
+            let mut meta = self.start_change()?;
+            let cluster = (entry & OFFSET) >> self.geometry.cluster_bits;
             meta.frees.push(Free { cluster, count: 1, data: false });
-            *entry = 0;
+            self.l1.write().set(number, 0);
+            drop(meta);
+            self.relieve_alone()?;
         }
-        l1.dirty = true;
-        drop(l1);
-        drop(meta);
         self.flush_metadata(false)?;
         self.store_size(size)?;
         if self.geometry.external { self.data.resize(size) } else { Ok(()) }
@@ -71,10 +79,10 @@ impl Qcow2 {
     }
 
     fn grow(&self, size: u64, old: u64, needed: u64) -> Result<()> {
-        if needed > self.l1.read().entries.len() as u64 {
-            let mut entries = self.l1.read().entries.clone();
-            entries.resize(needed as usize, 0);
-            self.replace_l1(entries, None)?;
+        let l1 = self.l1.read().place();
+        if needed > u64::from(l1.entries) {
+            self.flush_metadata(false)?;
+            self.replace_l1(l1, 0, needed as u32, None)?;
         }
         if self.geometry.external {
             self.data.resize(size)?;
@@ -91,33 +99,37 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Puts another L1 table at a new place; the header changes at once, together with the disk's size if that is
-    /// given. The old table's clusters are freed.
-    pub(super) fn replace_l1(&self, entries: Vec<u64>, size: Option<u64>) -> Result<()> {
+    /// Makes a copy of an L1 table in the file, less the flags in `without` and with at least `entries` entries, the
+    /// active one. The header changes at once, together with the disk's size if that is given. The old table's
+    /// clusters are freed at the next flush.
+    pub(super) fn replace_l1(
+        &self,
+        from: L1Place,
+        without: u64,
+        entries: u32,
+        size: Option<u64>,
+    ) -> Result<()> {
         self.flush_metadata(false)?;
         let bits = self.geometry.cluster_bits;
-        let clusters = (entries.len() as u64 * 8).div_ceil(self.cluster()).max(1);
+        let entries = entries.max(from.entries);
+        let clusters = (u64::from(entries) * 8).div_ceil(self.cluster()).max(1);
         let offset = {
             let mut meta = self.start_change()?;
             self.take_exactly(&mut meta, clusters)? << bits
         };
-        let mut data = bytes(&entries);
-        data.resize((clusters << bits) as usize, 0);
-        self.file.write_bytes(offset, &data)?;
+        self.copy_l1(from, offset, clusters, without)?;
         self.flush_metadata(false)?;
         let mut meta = self.start_change()?;
         let mut header = meta.header.clone();
-        (header.l1_offset, header.l1_entries) = (offset, entries.len() as u32);
+        (header.l1_offset, header.l1_entries) = (offset, entries);
         header.size = size.unwrap_or(header.size);
         self.write_header(&header)?;
         self.size.store(header.size, Ordering::Release);
         meta.header = header;
-        let mut l1 = self.l1.write();
-        let old = (l1.offset, l1.entries.len() as u64 * 8);
-        (l1.offset, l1.entries, l1.dirty) = (offset, entries, false);
-        let count = old.1.div_ceil(self.cluster());
-        meta.frees.push(Free { cluster: old.0 >> bits, count, data: false });
-        Ok(())
+        let old = self.l1.read().place();
+        let count = old.bytes().div_ceil(self.cluster());
+        meta.frees.push(Free { cluster: old.offset >> bits, count, data: false });
+        self.adopt_l1(L1Place { offset, entries })
     }
 
     /// Takes space for unallocated clusters of a range. The range must not show a backing file.

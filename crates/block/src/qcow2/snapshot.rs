@@ -6,11 +6,12 @@
 
 use super::bits::{COPIED, OFFSET};
 use super::header::L1_BYTES_MAX;
-use super::refcount::{bytes, read_words};
+use super::l1::L1Place;
 use super::{Meta, Qcow2};
 use crate::error::BlockError;
 use crate::image::{ImageResult, SnapshotInfo, Snapshots};
 use std::io::{Error, ErrorKind, Result};
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest extra data, and bytes of all snapshots together.
@@ -18,10 +19,9 @@ const EXTRA_MAX: u32 = 1024;
 const TABLE_MAX: u64 = 8 << 20;
 
 /// A row of the snapshot table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
-    pub l1_offset: u64,
-    pub l1_entries: u32,
+    pub l1: L1Place,
     pub info: SnapshotInfo,
     /// Extra data beyond the fields that are known.
     more: Vec<u8>,
@@ -30,8 +30,8 @@ pub(super) struct Row {
 impl Row {
     fn encode(&self, out: &mut Vec<u8>) {
         let info = &self.info;
-        out.extend_from_slice(&self.l1_offset.to_be_bytes());
-        out.extend_from_slice(&self.l1_entries.to_be_bytes());
+        out.extend_from_slice(&self.l1.offset.to_be_bytes());
+        out.extend_from_slice(&self.l1.entries.to_be_bytes());
         out.extend_from_slice(&(info.id.len() as u16).to_be_bytes());
         out.extend_from_slice(&(info.name.len() as u16).to_be_bytes());
         out.extend_from_slice(&info.date_sec.to_be_bytes());
@@ -78,8 +78,7 @@ impl Qcow2 {
             let (id, name) = names.split_at(id_len);
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let row = Row {
-                l1_offset: field(0, 8),
-                l1_entries: field(8, 4) as u32,
+                l1: L1Place { offset: field(0, 8), entries: field(8, 4) as u32 },
                 info: SnapshotInfo {
                     id: text(id),
                     name: text(name),
@@ -100,21 +99,16 @@ impl Qcow2 {
     }
 
     fn check_row(&self, row: &Row, at: u64) -> Result<()> {
-        let bytes = u64::from(row.l1_entries) * 8;
-        let inside = row
-            .l1_offset
-            .checked_add(bytes)
+        let l1 = row.l1;
+        let inside = l1
+            .offset
+            .checked_add(l1.bytes())
             .is_some_and(|end| end <= self.file.size().next_multiple_of(self.cluster()));
-        if bytes > 32 << 20 || !row.l1_offset.is_multiple_of(self.cluster()) || !inside {
-            let problem =
-                format!("is {:#x} with {} entries: no table in the file", row.l1_offset, row.l1_entries);
+        if l1.bytes() > L1_BYTES_MAX || !l1.offset.is_multiple_of(self.cluster()) || !inside {
+            let problem = format!("is {:#x} with {} entries: no table in the file", l1.offset, l1.entries);
             return Err(self.wrong(at, "snapshot's L1 table offset", problem));
         }
         Ok(())
-    }
-
-    pub(super) fn read_snapshot_l1(&self, row: &Row) -> Result<Vec<u64>> {
-        read_words(&*self.file, row.l1_offset, row.l1_entries as usize)
     }
 
     /// Writes another snapshot table; the header changes at once. The old table's clusters are freed.
@@ -144,13 +138,13 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Changes the refcounts of all that an L1 table leads to.
-    fn count(&self, l1: &[u64], up: bool) -> Result<()> {
+    /// Changes the refcounts of all that an L1 table in the file leads to.
+    fn count(&self, l1: L1Place, up: bool) -> Result<()> {
         if up {
             // Before anything changes: is there room in all of them?
             let mut meta = self.meta.lock();
             let max = meta.refcounts.max();
-            self.trace(l1, |clusters| {
+            let mut room = |clusters: Range<u64>| {
                 for cluster in clusters {
                     if meta.refcounts.get(cluster)? >= max {
                         let text = "refcounts are at their limit; snapshots need wider ones (refcount_bits)";
@@ -158,10 +152,11 @@ impl Qcow2 {
                     }
                 }
                 Ok(())
-            })?;
+            };
+            self.each_l1_part(l1, |_, part| self.trace(part, &mut room))?;
         }
         let bits = self.geometry.cluster_bits;
-        self.trace(l1, |clusters| {
+        let mut change = |clusters: Range<u64>| {
             let mut meta = self.meta.lock();
             for cluster in clusters {
                 if up {
@@ -170,17 +165,23 @@ impl Qcow2 {
                     meta.compressed_end = 0;
                 }
             }
-            Ok(())
-        })
+            drop(meta);
+            self.relieve_alone()
+        };
+        self.each_l1_part(l1, |_, part| self.trace(part, &mut change))
     }
 
     /// Sets the copied flags of the active tables as refcounts say; with `none`, removes them all.
     pub(super) fn set_copied_flags(&self, none: bool) -> Result<()> {
         let bits = self.geometry.cluster_bits;
-        let mut meta = self.meta.lock();
-        let entries = self.l1.read().entries.clone();
-        for (number, entry) in entries.iter().enumerate().filter(|(_, entry)| **entry & OFFSET != 0) {
+        let entries = self.l1.read().entries().len();
+        for number in 0..entries {
+            let entry = self.l1.read().entries().get(number).copied().unwrap_or(0);
             let offset = entry & OFFSET;
+            if offset == 0 {
+                continue;
+            }
+            let mut meta = self.meta.lock();
             let table = self.tables.get(&*self.file, offset)?;
             for index in 0..self.geometry.l2_entries() as usize {
                 let old = self.entry(&table, index)?;
@@ -195,16 +196,11 @@ impl Qcow2 {
             }
             let alone = !none && meta.refcounts.get(offset >> bits)? == 1;
             let word = if alone { offset | COPIED } else { offset };
-            if word != *entry {
-                let mut l1 = self.l1.write();
-                l1.entries[number] = word;
-                l1.dirty = true;
+            if word != entry {
+                self.l1.write().set(number, word);
             }
-            if self.tables.is_crowded() {
-                drop(meta);
-                self.flush_metadata(false)?;
-                meta = self.meta.lock();
-            }
+            drop(meta);
+            self.relieve_alone()?;
         }
         Ok(())
     }
@@ -268,21 +264,18 @@ impl Qcow2 {
             // Without the flags first: then refcounts may only be lower than the flags allow.
             self.set_copied_flags(true)?;
             self.flush_metadata(false)?;
-            let entries = self.l1.read().entries.clone();
-            if let Err(error) = self.count(&entries, true) {
+            let l1 = self.l1.read().place();
+            if let Err(error) = self.count(l1, true) {
                 self.set_copied_flags(false)?;
                 return Err(error);
             }
-            let clusters = (entries.len() as u64 * 8).div_ceil(self.cluster()).max(1);
+            let clusters = l1.bytes().div_ceil(self.cluster()).max(1);
             let offset = {
                 let mut meta = self.start_change()?;
                 self.take_exactly(&mut meta, clusters)? << self.geometry.cluster_bits
             };
-            let mut data = bytes(&entries);
-            data.resize((clusters << self.geometry.cluster_bits) as usize, 0);
-            self.file.write_bytes(offset, &data)?;
-            let l1_entries = entries.len() as u32;
-            rows.push(Row { l1_offset: offset, l1_entries, info: info.clone(), more: Vec::new() });
+            self.copy_l1(l1, offset, clusters, COPIED)?;
+            rows.push(Row { l1: L1Place { offset, ..l1 }, info: info.clone(), more: Vec::new() });
             self.replace_snapshots(&rows, old_bytes)
         })?;
         Ok(info)
@@ -307,8 +300,6 @@ impl Qcow2 {
     fn revert_to(&self, wanted: &str) -> Result<()> {
         let (rows, _, at) = self.find(wanted)?;
         let row = &rows[at];
-        let mut entries = self.read_snapshot_l1(row)?;
-        entries.iter_mut().for_each(|entry| *entry &= !COPIED);
         let needed = self.meta.lock().header.l1_needed(row.info.disk_size);
         if needed > L1_BYTES_MAX / 8 {
             let size = row.info.disk_size;
@@ -316,13 +307,13 @@ impl Qcow2 {
             let at = self.meta.lock().header.snapshots_offset;
             return Err(self.wrong(at, "disk size of a snapshot", problem));
         }
-        entries.resize(entries.len().max(needed as usize), 0);
         self.under_dirty_bit(|| {
-            self.count(&entries, true)?;
-            let old = self.l1.read().entries.clone();
-            self.replace_l1(entries, Some(row.info.disk_size))?;
-            self.count(&old, false)?;
-            self.forget_freed(&old)?;
+            self.count(row.l1, true)?;
+            let old = self.l1.read().place();
+            self.replace_l1(row.l1, COPIED, needed as u32, Some(row.info.disk_size))?;
+            // The old table is still in the file, as it was in memory: its clusters are freed at the next flush.
+            self.count(old, false)?;
+            self.forget_freed(old)?;
             self.set_copied_flags(false)
         })
     }
@@ -330,13 +321,12 @@ impl Qcow2 {
     fn delete_snapshot(&self, wanted: &str) -> Result<()> {
         let (mut rows, bytes, at) = self.find(wanted)?;
         let row = rows.remove(at);
-        let entries = self.read_snapshot_l1(&row)?;
         self.under_dirty_bit(|| {
             self.replace_snapshots(&rows, bytes)?;
-            self.count(&entries, false)?;
-            self.forget_freed(&entries)?;
-            let start = row.l1_offset >> self.geometry.cluster_bits;
-            let clusters = (u64::from(row.l1_entries) * 8).div_ceil(self.cluster()).max(1);
+            self.count(row.l1, false)?;
+            self.forget_freed(row.l1)?;
+            let start = row.l1.offset >> self.geometry.cluster_bits;
+            let clusters = row.l1.bytes().div_ceil(self.cluster()).max(1);
             {
                 let mut meta = self.start_change()?;
                 for cluster in start..start + clusters {
@@ -348,15 +338,17 @@ impl Qcow2 {
     }
 
     /// Removes L2 tables whose clusters are free now from memory.
-    fn forget_freed(&self, l1: &[u64]) -> Result<()> {
+    fn forget_freed(&self, l1: L1Place) -> Result<()> {
         self.decompressed.lock().clear();
-        let mut meta = self.meta.lock();
-        for entry in l1.iter().filter(|entry| **entry & OFFSET != 0) {
-            if meta.refcounts.get((entry & OFFSET) >> self.geometry.cluster_bits)? == 0 {
-                self.tables.remove(entry & OFFSET);
+        self.each_l1_part(l1, |_, part| {
+            let mut meta = self.meta.lock();
+            for entry in part.iter().filter(|entry| **entry & OFFSET != 0) {
+                if meta.refcounts.get((entry & OFFSET) >> self.geometry.cluster_bits)? == 0 {
+                    self.tables.remove(entry & OFFSET);
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 //! short lock, never held across I/O. Changed tables stay until the flush has written them.
 
 use super::bits::{Entry, Geometry};
-use super::refcount::{PAGE, Writes, bytes, take_pages, words};
+use super::words::{PAGE, Writes, bytes, take_pages, words};
 use crate::backend::BlockBackend;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -82,6 +82,27 @@ fn entry_of(words: &[u64], geometry: &Geometry, index: usize) -> Entry {
     Entry { word: words[index * width], bitmap: if geometry.extended { words[index * width + 1] } else { 0 } }
 }
 
+/// Forgets idle tables, those first that were not used for the longest time, until so many are left.
+fn keep(slots: &mut HashMap<u64, Arc<Slot>>, most: usize) {
+    let excess = slots.len().saturating_sub(most);
+    if excess == 0 {
+        return;
+    }
+    // Nobody else has it (who does would change a copy that nobody sees), and it is as in the file.
+    let idle = slots.iter().filter(|(_, slot)| {
+        let table = slot.table.try_lock();
+        Arc::strong_count(slot) == 1
+            && table.is_some_and(|table| {
+                table.as_ref().is_none_or(|table| Arc::strong_count(table) == 1 && !table.is_dirty())
+            })
+    });
+    let mut idle: Vec<(u64, u64)> = idle.map(|(at, slot)| (slot.used.load(Ordering::Relaxed), *at)).collect();
+    idle.sort_unstable();
+    for (_, at) in idle.into_iter().take(excess) {
+        slots.remove(&at);
+    }
+}
+
 #[derive(Default)]
 struct Slot {
     table: Mutex<Option<Arc<Table>>>,
@@ -99,7 +120,7 @@ pub(super) struct Tables {
 impl Tables {
     /// For tables of `cluster` bytes, with `budget` bytes altogether.
     pub fn new(cluster: u64, budget: u64) -> Self {
-        let limit = AtomicUsize::new(((budget / cluster) as usize).max(8));
+        let limit = AtomicUsize::new(((budget / cluster) as usize).max(4));
         Tables { slots: RwLock::default(), clock: AtomicU64::new(0), limit, cluster }
     }
 
@@ -124,23 +145,13 @@ impl Tables {
 
     fn slot(&self, offset: u64) -> Arc<Slot> {
         let mut slots = self.slots.write();
-        while slots.len() >= self.limit.load(Ordering::Relaxed) {
-            // Nobody else has it (who does would change a copy that nobody sees), and it is as in the file.
-            let idle = slots.iter().filter(|(_, slot)| {
-                let table = slot.table.try_lock();
-                Arc::strong_count(slot) == 1
-                    && table.is_some_and(|table| {
-                        table.as_ref().is_none_or(|table| Arc::strong_count(table) == 1 && !table.is_dirty())
-                    })
-            });
-            let Some(oldest) =
-                idle.min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed)).map(|(at, _)| *at)
-            else {
-                break;
-            };
-            slots.remove(&oldest);
-        }
+        keep(&mut slots, self.limit.load(Ordering::Relaxed) - 1);
         slots.entry(offset).or_default().clone()
+    }
+
+    /// Forgets what was written and is too much.
+    pub fn trim(&self) {
+        keep(&mut self.slots.write(), self.limit.load(Ordering::Relaxed));
     }
 
     /// Puts a new table.

@@ -158,7 +158,7 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         let range = clusters.start << bits..clusters.end << bits;
         let l1 = self.l1.read();
-        let l1_range = l1.offset..l1.offset + l1.entries.len() as u64 * 8;
+        let l1_range = l1.offset..l1.offset + l1.place().bytes();
         let hit = if range.start == 0 {
             "the header"
         } else if range.start < l1_range.end && l1_range.start < range.end {
@@ -185,7 +185,7 @@ impl Qcow2 {
 
     /// The L2 table for a change: made where there is none, copied where a snapshot shares it.
     pub(super) fn own_table(&self, meta: &mut Meta, l1_index: usize) -> Result<Arc<Table>> {
-        let entry = self.l1.read().entries.get(l1_index).copied().unwrap_or(0);
+        let entry = self.l1.read().entries().get(l1_index).copied().unwrap_or(0);
         let old = self.table(l1_index)?;
         if let Some(table) = &old
             && entry & COPIED != 0
@@ -200,12 +200,7 @@ impl Qcow2 {
         let offset = cluster << self.geometry.cluster_bits;
         let table = Arc::new(Table::new(offset, words, true));
         self.tables.insert(table.clone());
-        let mut l1 = self.l1.write();
-        if let Some(entry) = l1.entries.get_mut(l1_index) {
-            *entry = offset | COPIED;
-            l1.dirty = true;
-        }
-        drop(l1);
+        self.l1.write().set(l1_index, offset | COPIED);
         if let Some(old) = old {
             let cluster = old.offset >> self.geometry.cluster_bits;
             meta.frees.push(Free { cluster, count: 1, data: false });
@@ -335,11 +330,20 @@ impl Qcow2 {
 
     /// Writes metadata when much has come together. Not while the gate is held.
     pub(super) fn relieve(&self) -> Result<()> {
-        let crowded = self.tables.is_crowded() || {
-            let meta = self.meta.lock();
-            meta.refcounts.is_crowded() || meta.frees.len() > super::FREES_MAX
-        };
-        if crowded { self.flush_metadata(true) } else { Ok(()) }
+        if self.is_crowded() { self.flush_metadata(true) } else { Ok(()) }
+    }
+
+    /// The same for whoever holds the gate alone.
+    pub(super) fn relieve_alone(&self) -> Result<()> {
+        if self.is_crowded() { self.flush_metadata(false) } else { Ok(()) }
+    }
+
+    fn is_crowded(&self) -> bool {
+        let meta = self.meta.lock();
+        self.tables.is_crowded()
+            || self.l1.read().is_crowded()
+            || meta.refcounts.is_crowded()
+            || meta.frees.len() > super::FREES_MAX
     }
 }
 

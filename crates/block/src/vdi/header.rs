@@ -16,7 +16,7 @@ const VERSION: u32 = 0x0001_0001;
 const DYNAMIC: u32 = 1;
 const FIXED: u32 = 2;
 const BLOCK_SIZE: u32 = 1 << 20;
-/// Most blocks: 16 TiB with blocks of 1 MiB. The table is held in memory, and this makes it 64 MiB.
+/// Most blocks: 16 TiB with blocks of 1 MiB. Their table has 64 MiB.
 const BLOCKS_MAX: u32 = 1 << 24;
 const TEXT: &[u8] = b"<<< VirtualBox Disk Image, made by Vireo >>>\n";
 
@@ -44,11 +44,7 @@ pub(super) struct Header {
 impl Header {
     /// For a new image.
     pub fn new(size: u64, fixed: bool) -> Result<Self, String> {
-        let blocks = size.div_ceil(u64::from(BLOCK_SIZE));
-        if blocks > u64::from(BLOCKS_MAX) {
-            return Err(format!("{size} bytes are more than a vdi image can have, {BLOCKS_MAX} MiB"));
-        }
-        let blocks = blocks as u32;
+        let blocks = Self::blocks_of(size, BLOCK_SIZE)?;
         let mut raw = vec![0; 512];
         put(&mut raw, 0, TEXT);
         put(&mut raw, 0x40, &SIGNATURE.to_le_bytes());
@@ -69,6 +65,17 @@ impl Header {
             blocks,
             allocated: if fixed { blocks } else { 0 },
         })
+    }
+
+    /// Blocks of a disk of `size` bytes, if there can be so many.
+    pub fn blocks_of(size: u64, block_size: u32) -> Result<u32, String> {
+        let most = u64::from(BLOCKS_MAX) * u64::from(block_size);
+        match u32::try_from(size.div_ceil(u64::from(block_size))) {
+            Ok(blocks) if blocks <= BLOCKS_MAX => Ok(blocks),
+            _ => Err(format!(
+                "{size} bytes are more than a vdi image with blocks of {block_size} bytes can have, {most}"
+            )),
+        }
     }
 
     /// Reads and checks the first sector.

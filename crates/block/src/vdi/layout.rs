@@ -4,10 +4,11 @@
 //! the number of the next block. So no holes are left: numbers go up one by one, and the counter is durable before
 //! any entry with the new number is.
 
+use super::grow;
 use super::header::{DISCARDED, Header, UNALLOCATED};
 use crate::backend::BlockBackend;
 use crate::image::{CheckReport, ImageInfo, ImageResult, Repair};
-use crate::mapped::{DirtyPage, Layout, Pages, Place, fresh_space, scan};
+use crate::mapped::{DirtyPage, Layout, Pages, Place, fresh_space};
 use parking_lot::Mutex;
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Range;
@@ -72,49 +73,6 @@ impl VdiLayout {
     fn data(&self, number: u32) -> u64 {
         u64::from(self.state.lock().header.data_offset) + u64::from(number) * self.block_size
     }
-
-    /// All entries of the table.
-    fn entries(file: &dyn BlockBackend, header: &Header) -> Result<Vec<u32>> {
-        let mut entries = Vec::with_capacity(header.blocks as usize);
-        Self::each(file, header, |entry| entries.push(entry))?;
-        Ok(entries)
-    }
-
-    fn each(file: &dyn BlockBackend, header: &Header, mut look: impl FnMut(u32)) -> Result<()> {
-        scan(file, header.table_offset.into(), 4 * u64::from(header.blocks), |part| {
-            part.as_chunks::<4>().0.iter().for_each(|entry| look(u32::from_le_bytes(*entry)));
-        })
-    }
-}
-
-/// Number behind the last one.
-fn behind(entries: &[u32]) -> u32 {
-    entries.iter().filter(|&&entry| entry < DISCARDED).map(|entry| entry + 1).max().unwrap_or(0)
-}
-
-impl VdiLayout {
-    /// Makes room for a larger table: the first blocks move to the end, and the new table takes their place, so that
-    /// one write of the header leads from the old table to the new one.
-    fn move_table(&self, file: &dyn BlockBackend, header: &mut Header, entries: &mut [u32]) -> Result<()> {
-        let start = u64::from(header.data_offset);
-        let bytes = 4 * entries.len() as u64;
-        let moved = u32::try_from(bytes.div_ceil(self.block_size)).map_err(|_| ErrorKind::FileTooLarge)?;
-        let next = behind(entries).max(moved);
-        for (next, entry) in (next..).zip(entries.iter_mut().filter(|entry| **entry < moved)) {
-            let (from, to) = (u64::from(*entry) * self.block_size, u64::from(next) * self.block_size);
-            crate::mapped::copy(file, start + from, start + to, self.block_size)?;
-            *entry = next;
-        }
-        file.flush()?;
-        let old = entries.iter().take(header.blocks as usize).flat_map(|entry| entry.to_le_bytes());
-        file.write_bytes(u64::from(header.table_offset), &old.collect::<Vec<u8>>())?;
-        file.flush()?;
-        header.table_offset = header.data_offset;
-        header.data_offset =
-            u32::try_from(start + u64::from(moved) * self.block_size).map_err(|_| ErrorKind::FileTooLarge)?;
-        entries.iter_mut().filter(|entry| **entry < DISCARDED).for_each(|entry| *entry -= moved);
-        Ok(())
-    }
 }
 
 impl Layout for VdiLayout {
@@ -136,10 +94,11 @@ impl Layout for VdiLayout {
             DISCARDED => return Ok(Place::Zero),
             _ => {}
         }
-        let (offset, blocks) = (self.data(number), self.state.lock().header.blocks);
-        if number >= blocks || offset >= file.size() {
+        let offset = self.data(number);
+        // Numbers can be above those of the image's blocks when growing it was cut short.
+        if offset >= file.size() {
             let problem = format!(
-                "Offset {at:#x}: entry of block {block} is {number}; the image has {blocks} blocks, the file {} bytes",
+                "Offset {at:#x}: entry of block {block} is {number}; it would be at {offset:#x}, the file has {} bytes",
                 file.size()
             );
             return Err(Error::new(ErrorKind::InvalidData, problem));
@@ -179,16 +138,21 @@ impl Layout for VdiLayout {
 
     fn begin_writing(&self, file: &dyn BlockBackend) -> Result<()> {
         let mut state = self.state.lock();
-        let blocks = state.header.blocks;
+        let (blocks, size) = (state.header.blocks, file.size());
         let mut used = vec![0_u64; blocks.div_ceil(64) as usize];
         let (mut next, mut count) = (0, 0);
-        Self::each(file, &state.header, |number| {
-            let Some(word) = used.get_mut(number as usize / 64).filter(|_| number < blocks) else { return };
-            *word |= 1 << (number % 64);
+        grow::each(file, &state.header, |number| {
+            let offset = u64::from(state.header.data_offset) + u64::from(number) * self.block_size;
+            if number >= DISCARDED || number >= blocks && offset >= size {
+                return;
+            }
+            if let Some(word) = used.get_mut(number as usize / 64) {
+                *word |= 1 << (number % 64);
+            }
             next = next.max(number + 1);
             count += 1;
         })?;
-        state.holes = Holes { used, at: 0, end: next };
+        state.holes = Holes { used, at: 0, end: next.min(blocks) };
         state.next = next;
         state.header.allocated = count;
         Ok(())
@@ -212,41 +176,7 @@ impl Layout for VdiLayout {
 
     fn grow(&self, file: &dyn BlockBackend, _pages: &Pages, _old: u64, size: u64) -> Result<()> {
         let mut state = self.state.lock();
-        let mut entries = Self::entries(file, &state.header)?;
-        let mut header = state.header.clone();
-        if entries.iter().any(|&entry| entry >= header.blocks && entry < DISCARDED) {
-            return Err(Error::new(
-                ErrorKind::InvalidData,
-                "the table has impossible entries: check the image first",
-            ));
-        }
-        let new = Header::new(size, header.fixed)
-            .map_err(|problem| Error::new(ErrorKind::FileTooLarge, problem))?;
-        let blocks = u32::try_from(size.div_ceil(self.block_size)).map_err(|_| ErrorKind::FileTooLarge)?;
-        entries.resize(blocks as usize, UNALLOCATED);
-        if 4 * u64::from(blocks) > u64::from(header.data_offset - header.table_offset) {
-            self.move_table(file, &mut header, &mut entries)?;
-        }
-        if header.fixed {
-            let next = behind(&entries);
-            let new = entries.iter_mut().filter(|entry| **entry == UNALLOCATED);
-            new.zip(next..).for_each(|(entry, next)| *entry = next);
-            let next = behind(&entries);
-            file.resize(u64::from(header.data_offset) + u64::from(next) * self.block_size)?;
-        }
-        for (at, part) in (u64::from(header.table_offset)..).step_by(1 << 20).zip(entries.chunks(1 << 18)) {
-            let bytes: Vec<u8> = part.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-            file.write_bytes(at, &bytes)?;
-        }
-        if file.size() < u64::from(header.data_offset) {
-            file.resize(u64::from(header.data_offset))?;
-        }
-        file.flush()?;
-        header.disk_size = new.disk_size;
-        header.blocks = blocks;
-        header.allocated = entries.iter().filter(|&&entry| entry < DISCARDED).count() as u32;
-        file.write_bytes(0, &header.encode())?;
-        file.flush()?;
+        let header = grow::grow(file, &state.header, size)?;
         state.stored = header.allocated;
         state.header = header;
         drop(state);

@@ -4,6 +4,7 @@
 //! and 2 (fixed) are read and written; differencing images (types 3 and 4) need the media registry of VirtualBox to
 //! find their parent and are refused.
 
+mod grow;
 mod header;
 mod layout;
 
