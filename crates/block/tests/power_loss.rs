@@ -4,7 +4,7 @@
 #[path = "power_loss/model.rs"]
 mod model;
 mod random;
-#[expect(dead_code, reason = "only pools have several files, and files that break")]
+#[expect(dead_code, reason = "only pools have several files, and files that break or are full")]
 #[path = "power_loss/recorder.rs"]
 mod recorder;
 

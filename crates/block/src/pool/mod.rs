@@ -24,6 +24,7 @@ mod holds;
 pub(crate) mod image;
 mod info;
 mod layers;
+mod level;
 mod manage;
 mod members;
 mod open;

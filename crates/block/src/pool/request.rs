@@ -131,10 +131,24 @@ impl Pool {
                 let may_differ = copies.places().len() > 1 || summed;
                 let _region = if may_differ { Some(self.use_region(volume, chunk)?) } else { None };
                 let written = if summed {
-                    self.write_summed(volume, chunk, &copies, at, content)?
+                    self.write_summed(volume, chunk, &copies, at, content)
                 } else {
                     let write = |disk: &dyn BlockBackend, place| content.write(disk, self.offset(place) + at);
-                    self.write_copies(&copies, write)?
+                    self.write_copies(&copies, write)
+                };
+                let written = match written {
+                    Ok(written) => written,
+                    Err(error) => {
+                        drop(hold);
+                        self.level_after(
+                            volume,
+                            layer,
+                            chunk,
+                            &Stored { copies, summed },
+                            at..at + content.len(),
+                        );
+                        return Err(error);
+                    }
                 };
                 if written == copies {
                     return Ok(());
@@ -150,7 +164,7 @@ impl Pool {
     }
 
     /// The copies of a chunk that can be written where they are: it is the top layer's own, and all of them work.
-    fn in_place(&self, layer: LayerId, chunk: u32) -> Option<Stored> {
+    pub(super) fn in_place(&self, layer: LayerId, chunk: u32) -> Option<Stored> {
         let state = &self.inner.read().state;
         match state.find(layer, chunk) {
             Found::Own(stored) if state.healthy(&stored.copies) == Some(stored.copies) => Some(stored),

@@ -1,6 +1,7 @@
 //! Comparing the copies of mirrored volumes, and making them equal.
 
 use super::Pool;
+use super::commit::is_full;
 use super::record::{Copies, Filled, LayerId, Record, Slot, VolumeId};
 use super::request::COPY;
 use super::sums::Mend;
@@ -41,6 +42,8 @@ impl ScrubReport {
 /// What became of a chunk.
 #[derive(Default)]
 struct Comparison {
+    /// Copies are not equal still: a member is full.
+    stuck: bool,
     differs: bool,
     unreadable: bool,
     rotten: bool,
@@ -50,7 +53,8 @@ struct Comparison {
 
 impl Pool {
     /// Reads everything and compares copies. With `repair`, what differs or cannot be read is written anew, from what
-    /// most copies say, or the first of them. Volumes may be used meanwhile. `progress` hears the number of each chunk.
+    /// most copies say, or the first of them; what the others have when there is no room for that on a full member.
+    /// Volumes may be used meanwhile. `progress` hears the number of each chunk.
     pub fn scrub(&self, repair: bool, progress: &dyn Fn(u64)) -> Result<ScrubReport> {
         let mut report = ScrubReport::default();
         let volumes: Vec<VolumeId> = self.inner.read().state.volumes.keys().copied().collect();
@@ -79,11 +83,16 @@ impl Pool {
                 report.add(&found, &format!("chunk {chunk} of volume {}", settings.name));
             }
         }
+        let complete = self.inner.read().state.members.values().all(|member| !member.failed);
+        if repair && complete {
+            let doubtful = self.regions.lock().doubtful();
+            self.resync(doubtful)?;
+        }
         Ok(report)
     }
 
     /// Makes the copies in these dirty regions equal, and checksums that do not fit anew. A region stays dirty when a chunk
-    /// in it cannot be reached. Volumes may be used meanwhile.
+    /// in it cannot be reached, or a member is full. Volumes may be used meanwhile.
     pub(super) fn resync(&self, regions: impl IntoIterator<Item = (VolumeId, u32)>) -> Result<()> {
         for (volume, region) in regions {
             let mut missed = false;
@@ -102,7 +111,7 @@ impl Pool {
         self.commit()
     }
 
-    /// False when a chunk with checksums cannot be reached.
+    /// False when a chunk with checksums cannot be reached, or copies cannot be made equal.
     fn resync_chunk(&self, volume: VolumeId, layer: LayerId, chunk: u32) -> Result<bool> {
         let gate = self.gate(volume);
         let _gate = gate.read();
@@ -114,18 +123,16 @@ impl Pool {
             let top = state.volumes.get(&volume).map(|volume| volume.top);
             (*copies, *filled, top == Some(layer), state.healthy(copies))
         };
-        match healthy {
+        let found = match healthy {
             None => return Ok(filled != Filled::Summed),
             // Only the top layer was written to since its last flush.
             Some(healthy) if filled == Filled::Summed => {
-                self.check_sums(&healthy, if is_top { Mend::Accept } else { Mend::Repair })?;
+                self.check_sums(&healthy, if is_top { Mend::Accept } else { Mend::Repair })?
             }
-            Some(healthy) if copies.places().len() > 1 => {
-                self.compare_copies(&healthy, true)?;
-            }
-            Some(_) => {}
-        }
-        Ok(true)
+            Some(healthy) if copies.places().len() > 1 => self.compare_copies(&healthy, true)?,
+            Some(_) => return Ok(true),
+        };
+        Ok(!found.stuck)
     }
 
     /// Compares the copies of a chunk with their checksums.
@@ -141,8 +148,15 @@ impl Pool {
             found.rotten |= mended.rotten;
             found.unreadable |= mended.unreadable;
             found.differs |= mended.differs;
-            found.repaired |= mended.repaired?;
+            match mended.repaired {
+                Err(error) if is_full(&error) => {
+                    found.stuck |= !self.level(copies, true, at..at + step);
+                    found.repaired = true;
+                }
+                repaired => found.repaired |= repaired?,
+            }
         }
+        found.repaired &= !found.stuck;
         Ok(found)
     }
 
@@ -157,6 +171,7 @@ impl Pool {
                 let disk = self.disk(place.member).ok()?;
                 disk.read_bytes(self.offset(*place) + at, &mut bytes).ok().map(|()| bytes)
             };
+            let mut full = false;
             let contents: Vec<Option<Vec<u8>>> = copies.places().iter().map(read).collect();
             let votes =
                 |content: &&Vec<u8>| contents.iter().flatten().filter(|other| other == content).count();
@@ -172,13 +187,20 @@ impl Pool {
                 found.differs |= content.is_some();
                 found.unreadable |= content.is_none();
                 if repair {
-                    self.disk(place.member)?.write_bytes(self.offset(*place) + at, right)?;
+                    let disk = self.disk(place.member)?;
+                    match disk.write_bytes(self.offset(*place) + at, right) {
+                        Err(error) if is_full(&error) => full = true,
+                        written => written?,
+                    }
                     wrote = true;
                 }
             }
+            if full {
+                found.stuck |= !self.level(copies, false, at..at + len as u64);
+            }
             at += len as u64;
         }
-        found.repaired = wrote;
+        found.repaired = wrote && !found.stuck;
         Ok(found)
     }
 }

@@ -206,7 +206,7 @@ impl Pool {
         self.write_copies(copies, |disk, place| self.put_part(disk, place, at, part))
     }
 
-    fn put_part(&self, disk: &dyn BlockBackend, place: Place, at: u64, part: &Part) -> Result<()> {
+    pub(super) fn put_part(&self, disk: &dyn BlockBackend, place: Place, at: u64, part: &Part) -> Result<()> {
         disk.write_bytes(self.offset(place) + at, &part.bytes)?;
         self.write_sums(disk, place, at, &part.sums)
     }

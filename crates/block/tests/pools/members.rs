@@ -241,3 +241,77 @@ fn a_pool_that_is_only_read_is_not_written_to() {
     drop((pool, volume));
     assert!(before.iter().zip(&members).all(|(before, member)| *before == member.bytes()));
 }
+
+/// Where both members have the second chunk.
+fn second_chunk(members: &[Arc<Recorder>]) -> Vec<usize> {
+    members.iter().map(|member| find(member, &[2; 64]).unwrap() as usize).collect()
+}
+
+fn are_equal(members: &[Arc<Recorder>], places: &[usize]) -> bool {
+    let copy = |n: usize| members[n].bytes()[places[n]..places[n] + CHUNK].to_vec();
+    copy(0) == copy(1)
+}
+
+#[test]
+fn a_write_that_finds_a_member_full_leaves_copies_equal() {
+    const KIB: usize = 1024;
+    let holes: [(&[usize], usize); 4] = [(&[0], 9), (&[1], 9), (&[0, 1], 12), (&[1, 0], 8)];
+    for (full, (summed, (full_members, start))) in
+        [false, true].into_iter().flat_map(|summed| holes.map(|hole| (summed, hole))).enumerate()
+    {
+        let members = pool(2, Layout::Mirrored(2));
+        let pool = open(&members).unwrap();
+        if summed {
+            pool.set_checksums("v", true, &|_| ()).unwrap();
+        }
+        let volume = pool.volume("v", false).unwrap();
+        let places = second_chunk(&members);
+        // Where two are full, the one runs out of space earlier than the other.
+        for (number, member) in full_members.iter().enumerate() {
+            let at = places[*member] + (start + 8 * number) * KIB;
+            members[*member].set_no_space(at..at + 12 * KIB);
+        }
+        let error = volume.write_bytes(CHUNK as u64 + 512, &[9; 30 * KIB]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{full}");
+        assert!(are_equal(&members, &places), "case {full}: checksums {summed}, {full_members:?} full");
+        // What is beside it is as it was, and the region is what it was.
+        let mut now = content(&volume).unwrap();
+        now[CHUNK + 512..][..30 * KIB].fill(2);
+        assert_eq!(now, expected());
+        members.iter().for_each(|member| member.set_no_space(0..0));
+        assert!(pool.scrub(false, &|_| ()).unwrap().is_clean(), "case {full}");
+        volume.write_bytes(CHUNK as u64 + 512, &[9; 30 * KIB]).unwrap();
+        now[CHUNK + 512..][..30 * KIB].fill(9);
+        assert_eq!(content(&volume).unwrap(), now);
+    }
+}
+
+/// Copies that cannot be made equal are so later, without anybody asking: the region stays dirty when the pool is closed.
+#[test]
+fn copies_of_full_members_are_made_equal_when_the_pool_is_opened() {
+    let members = pool(2, Layout::Mirrored(2));
+    let places = second_chunk(&members);
+    {
+        let pool = open(&members).unwrap();
+        let volume = pool.volume("v", false).unwrap();
+        for (member, start) in [(0, 4608), (1, 4096)] {
+            let at = places[member] + start;
+            members[member].set_no_space(at..at + 16384);
+        }
+        assert!(volume.write_bytes(CHUNK as u64, &[9; 16384]).is_err());
+        volume.flush().unwrap();
+        volume.flush().unwrap();
+    }
+    // One has a sector of it that the other has no space for.
+    assert!(!are_equal(&members, &places));
+    {
+        // Still full: the pool opens all the same.
+        let pool = open(&members).unwrap();
+        assert!(!are_equal(&members, &places));
+        assert!(!pool.scrub(true, &|_| ()).unwrap().is_clean());
+    }
+    members.iter().for_each(|member| member.set_no_space(0..0));
+    let pool = open(&members).unwrap();
+    assert!(are_equal(&members, &places));
+    assert!(pool.scrub(false, &|_| ()).unwrap().is_clean());
+}

@@ -2,7 +2,8 @@
 
 use crate::random::Random;
 use block::{BlockBackend, Capabilities, Extent};
-use std::io::{Error, IoSlice, IoSliceMut, Result};
+use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -24,6 +25,8 @@ pub struct Recorder {
     /// Writes and flushes until the power goes: from then on, everything fails.
     left: Arc<AtomicI64>,
     broken: AtomicBool,
+    /// Bytes that there is no space for, and whether the next write there arrives in part.
+    no_space: Mutex<(Range<usize>, bool)>,
 }
 
 impl Recorder {
@@ -34,6 +37,7 @@ impl Recorder {
             seed,
             left: Arc::new(AtomicI64::new(i64::MAX)),
             broken: AtomicBool::new(false),
+            no_space: Mutex::default(),
         }
     }
 
@@ -45,6 +49,12 @@ impl Recorder {
     /// From now on, everything fails, or nothing does.
     pub fn set_broken(&self, broken: bool) {
         self.broken.store(broken, Ordering::SeqCst);
+    }
+
+    /// From now on, what is written to these bytes finds the file system full. Of the first such write, what is in front
+    /// of them arrives, of those that follow nothing.
+    pub fn set_no_space(&self, bytes: Range<usize>) {
+        *self.no_space.lock().unwrap() = (bytes, true);
     }
 
     /// The power goes after so many writes and flushes.
@@ -130,12 +140,16 @@ impl BlockBackend for Recorder {
     fn write_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         self.step()?;
         let mut content = self.content.lock().unwrap();
-        Self::put(
-            &mut content,
-            offset as usize,
-            &buffers.iter().flat_map(|buffer| buffer.to_vec()).collect::<Vec<_>>(),
-        );
-        Ok(())
+        let mut bytes = buffers.iter().flat_map(|buffer| buffer.to_vec()).collect::<Vec<_>>();
+        let (start, end) = (offset as usize, offset as usize + bytes.len());
+        let mut no_space = self.no_space.lock().unwrap();
+        let (missing, first) = &mut *no_space;
+        let fits = missing.is_empty() || end <= missing.start || missing.end <= start;
+        if !fits {
+            bytes.truncate(if std::mem::take(first) { missing.start.saturating_sub(start) } else { 0 });
+        }
+        Self::put(&mut content, start, &bytes);
+        if fits { Ok(()) } else { Err(ErrorKind::StorageFull.into()) }
     }
     fn flush(&self) -> Result<()> {
         self.step()?;
