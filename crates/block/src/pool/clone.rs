@@ -1,13 +1,11 @@
 //! Linked clones, and templates to make them from.
 
 use super::Pool;
+use super::commit::COMMIT_EVERY;
 use super::manage::not_found;
 use super::record::{Provisioning, Record, Stored, VolumeId};
 use super::request::Content;
 use std::io::{Error, ErrorKind, Result};
-
-/// Chunks after which what a flatten did is made durable.
-const COMMIT_EVERY: u64 = 64;
 
 /// Name of the snapshot that a template gets when it is as none of those it has.
 const TEMPLATE: &str = "template";

@@ -56,6 +56,9 @@ fn on(member: MemberId) -> impl FnOnce(Error) -> Failure {
     move |error| Failure { member, error }
 }
 
+/// Chunks after which work on a whole volume is made durable, and what it gave up becomes free.
+pub(super) const COMMIT_EVERY: u64 = 64;
+
 /// No fault of the member: with more space it goes on.
 pub(super) fn is_full(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)

@@ -1,6 +1,7 @@
 //! Giving chunks other places, one at a time, while volumes are used.
 
 use super::Pool;
+use super::commit::COMMIT_EVERY;
 use super::record::{
     Copies, Filled, LayerId, Layout, MemberId, Place, Record, Slot, Stored, VolumeId, VolumeSettings,
 };
@@ -14,9 +15,6 @@ struct Plan {
     /// Where there may be another one instead, the best first.
     to: Vec<MemberId>,
 }
-
-/// Chunks after which what they left is made free.
-const COMMIT_EVERY: u64 = 64;
 
 impl Pool {
     /// Moves a volume to other members, given by their paths or numbers, while it is used. A striped volume is striped

@@ -86,14 +86,10 @@ impl Pool {
         at: u64,
         buffers: &mut [IoSliceMut<'_>],
     ) -> Result<()> {
-        let (healthy, dirty) = {
-            let state = &self.inner.read().state;
-            (state.healthy(copies), state.dirty.contains(&(volume, state.region_of(chunk))))
-        };
-        let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, copies))?;
+        let (healthy, in_doubt) = self.readable(volume, chunk, copies)?;
         let places = healthy.places();
-        // A pool that cannot be made equal is read from the copy that would count.
-        let first = if self.read_only && dirty { 0 } else { (at >> 20) as usize + chunk as usize };
+        // What cannot be made equal is read from the copy that would count.
+        let first = if in_doubt { 0 } else { (at >> 20) as usize + chunk as usize };
         let mut result = Ok(());
         for number in 0..places.len() {
             let Some(place) = places.get((first + number) % places.len()) else { break };
@@ -105,8 +101,19 @@ impl Pool {
         result
     }
 
+    /// The copies of a chunk that can be reached, and whether they may differ: the pool was not closed, and is open for
+    /// reading only.
+    pub(super) fn readable(&self, volume: VolumeId, chunk: u32, copies: &Copies) -> Result<(Copies, bool)> {
+        let (healthy, dirty) = {
+            let state = &self.inner.read().state;
+            (state.healthy(copies), state.dirty.contains(&(volume, state.region_of(chunk))))
+        };
+        let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, copies))?;
+        Ok((healthy, dirty && self.read_only))
+    }
+
     /// The error of a chunk none of whose copies can be reached.
-    pub(super) fn lost(&self, volume: VolumeId, chunk: u32, copies: &Copies) -> Error {
+    fn lost(&self, volume: VolumeId, chunk: u32, copies: &Copies) -> Error {
         let names: Vec<String> = copies.places().iter().map(|place| self.name_of(place.member)).collect();
         let name = self.inner.read().state.volumes.get(&volume).map(|volume| volume.settings.name.clone());
         let text = format!(
@@ -222,8 +229,12 @@ impl Pool {
         // Who has checksums keeps them: without, rot would be taken for data.
         let summed = source.is_some_and(|source| source.summed) || self.has_checksums(volume);
         let target = Stored { copies: target, summed };
+        // What was cleared may still be data in the log, with checksums and equal copies, until the next commit.
+        let reserved = matches!(found, Found::Reserved(_));
+        let may_differ = target.copies.places().len() > 1 || summed || self.has_tables();
+        let _region = if reserved && may_differ { Some(self.use_region(volume, chunk)?) } else { None };
         let filled = self.fill(volume, chunk, &target, source.as_ref(), at, content);
-        if matches!(found, Found::Reserved(_)) {
+        if reserved {
             let slot = Slot::Data { copies: filled?, filled: Stored::filled(summed) };
             self.change(vec![Record::Mapped { layer, chunk, slot }])?;
         } else {
@@ -264,8 +275,7 @@ impl Pool {
         copies: Copies,
         filled: Filled,
     ) -> Result<Copies> {
-        let healthy = self.inner.read().state.healthy(&copies);
-        let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, &copies))?;
+        let (healthy, _) = self.readable(volume, chunk, &copies)?;
         if healthy != copies {
             self.change(vec![Record::Mapped { layer, chunk, slot: Slot::Data { copies: healthy, filled } }])?;
             self.commit()?;

@@ -1,6 +1,7 @@
 //! Reading and writing chunks that have checksums ([`super::sums`]).
 
 use super::Pool;
+use super::commit::COMMIT_EVERY;
 use super::holds::Hold;
 use super::record::{Copies, Filled, LayerId, Record, Slot, Stored, VolumeId};
 use super::request::{COPY, Content};
@@ -11,9 +12,6 @@ use std::ops::Range;
 
 /// Bytes of a chunk that are held together: checksums fit to the data when nobody writes there.
 pub(super) const STRIPE: u64 = 64 << 10;
-
-/// Chunks after which new checksums are made durable.
-const COMMIT_EVERY: u64 = 64;
 
 /// Parts of a range that are whole blocks or lie in one, none larger than [`COPY`].
 fn parts(at: u64, len: u64) -> impl Iterator<Item = Range<u64>> {
@@ -94,12 +92,7 @@ impl Pool {
         copies: &Copies,
         range: &Range<u64>,
     ) -> Result<Vec<u8>> {
-        let (healthy, in_doubt) = {
-            let state = &self.inner.read().state;
-            let dirty = state.dirty.contains(&(volume, state.region_of(chunk)));
-            (state.healthy(copies), dirty && self.read_only)
-        };
-        let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, copies))?;
+        let (healthy, in_doubt) = self.readable(volume, chunk, copies)?;
         let (at, len) = (range.start, range.end - range.start);
         let places = healthy.places();
         let first = places.get(((at >> 20) as usize + chunk as usize) % places.len().max(1));
@@ -220,8 +213,7 @@ impl Pool {
             self.read_copies(volume, chunk, &source.copies, at, &mut [IoSliceMut::new(&mut bytes)])?;
             return Ok((Part::of(bytes), Vec::new()));
         }
-        let healthy = self.inner.read().state.healthy(&source.copies);
-        let healthy = healthy.ok_or_else(|| self.lost(volume, chunk, &source.copies))?;
+        let (healthy, _) = self.readable(volume, chunk, &source.copies)?;
         let mended = self.mend(&healthy, at, len, Mend::No)?;
         Ok((mended.part, mended.lost))
     }

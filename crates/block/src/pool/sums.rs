@@ -151,6 +151,11 @@ impl Pool {
         self.inner.read().state.volumes.get(&volume).is_some_and(|volume| volume.checksums)
     }
 
+    /// Whether anything in the pool has checksums, or had.
+    pub(super) fn has_tables(&self) -> bool {
+        !self.inner.read().state.tables.is_empty()
+    }
+
     /// Where on its member a place has the checksum of the block at a byte.
     fn sums_at(&self, place: Place, at: u64) -> Result<u64> {
         let table = self.inner.read().state.tables.get(&(place.member, place.chunk / GROUP)).copied();

@@ -64,8 +64,8 @@ struct Case {
     members: Vec<Arc<Recorder>>,
     layout: Layout,
     world: World,
-    /// What it is after what is under way.
-    next: Option<World>,
+    /// What it may be after what is under way.
+    next: Vec<World>,
     named: u32,
     broken: bool,
 }
@@ -90,9 +90,9 @@ impl Case {
     ) -> Result<(), String> {
         let mut next = flushed(self.world.clone());
         change(&mut next);
-        self.next = Some(next);
+        self.next = vec![next];
         act(pool)?;
-        self.world = self.next.take().ok_or("no next world")?;
+        self.world = self.next.pop().ok_or("no next world")?;
         Ok(())
     }
 
@@ -149,7 +149,7 @@ impl Case {
                 };
                 match self.change(pool, gone, |pool| pool.delete_snapshot(&name, &snapshot).map_err(text)) {
                     Err(error) if error.contains("template is made of") => {
-                        self.next = None;
+                        self.next.clear();
                         Ok(())
                     }
                     done => done,
@@ -204,15 +204,9 @@ impl Case {
         if let Some(disk) = with_snapshot.get_mut(name) {
             disk.snapshots.insert("template".to_owned(), disk.model.now.clone());
         }
-        self.next = Some(next.clone());
-        if let Err(error) = pool.set_template(name, on) {
-            let made = |pool: &Arc<Pool>| pool.volume(&format!("{name}@template"), true).is_ok();
-            if on && (!self.members[0].has_power() || made(pool)) {
-                self.next = Some(with_snapshot);
-            }
-            return Err(text(error));
-        }
-        self.next = None;
+        self.next = if on { vec![next.clone(), with_snapshot.clone()] } else { vec![next.clone()] };
+        pool.set_template(name, on).map_err(text)?;
+        self.next.clear();
         let made = on && pool.volume(&format!("{name}@template"), true).is_ok();
         self.world = if made { with_snapshot } else { next };
         Ok(())
@@ -265,21 +259,11 @@ impl Case {
                 done => done.map(drop),
             },
             11 if self.random.chance(30) => {
-                let mut on: Vec<String> = (0..self.members.len()).map(|number| number.to_string()).collect();
-                while on.len() > self.layout.copies() && self.random.chance(50) {
-                    on.remove(self.random.below(on.len() as u64) as usize);
-                }
+                let on = setup::some_members(&mut self.random, self.members.len(), self.layout.copies());
                 pool.move_volume(&name, &on, &|_| ()).map(drop).map_err(text)
             }
-            // Only one: more than one is more than a mirror can bear, and so is one when chunks lack a copy.
-            12 if self.layout.copies() > 1
-                && !self.broken
-                && self.random.chance(20)
-                && !setup::is_degraded(pool) =>
-            {
-                self.broken = true;
-                let broken = self.random.below(self.members.len() as u64) as usize;
-                self.members[broken].set_broken(true);
+            12 if self.random.chance(20) => {
+                setup::break_one(&mut self.random, pool, self.layout, &self.members, &mut self.broken);
                 Ok(())
             }
             _ => self.write(pool, &name),
@@ -288,10 +272,10 @@ impl Case {
 
     /// After something failed for want of space or a member: it was done in part, whole, or not at all.
     fn settle(&mut self, pool: &Arc<Pool>) -> Result<(), String> {
-        if let Some(next) = self.next.take()
-            && next.len() == pool.info().volumes.len()
-            && compare(&next, pool, false).is_ok()
-        {
+        let volumes = pool.info().volumes.len();
+        let done = std::mem::take(&mut self.next).into_iter();
+        let mut done = done.filter(|next| next.len() == volumes && compare(next, pool, false).is_ok());
+        if let Some(next) = done.next() {
             self.world = next;
         }
         for (name, disk) in &mut self.world {
@@ -343,14 +327,16 @@ impl Case {
     fn after(&mut self, lost_power: bool) -> Result<(), String> {
         let pool = setup::open(&self.members)?;
         let found = compare(&self.world, &pool, !lost_power);
-        let next = self.next.take().filter(|_| lost_power).map(flushed);
-        match (found, next) {
-            (Err(error), Some(next)) => {
-                compare(&next, &pool, true)
-                    .map_err(|other| format!("{error}; after it was done: {other}"))?;
-                self.world = next;
-            }
-            (found, _) => found?,
+        let next = std::mem::take(&mut self.next).into_iter().filter(|_| lost_power).map(flushed);
+        if let Err(mut error) = found {
+            let done = next.into_iter().find(|next| match compare(next, &pool, true) {
+                Ok(()) => true,
+                Err(other) => {
+                    error += &format!("; after it was done: {other}");
+                    false
+                }
+            });
+            self.world = done.ok_or(error)?;
         }
         // From here on, what was found is what there is.
         for (name, disk) in &mut self.world {
@@ -395,7 +381,7 @@ fn case(seed: u64, lose_power: bool) -> Result<(), String> {
     }
     let disk = Disk { model: Model::of(vec![0; size]), snapshots: BTreeMap::new(), template: false };
     let world = World::from([("v".to_owned(), disk)]);
-    let mut case = Case { random, members, layout, world, next: None, named: 0, broken: false };
+    let mut case = Case { random, members, layout, world, next: Vec::new(), named: 0, broken: false };
     for _ in 0..3 {
         case.round(lose_power)?;
     }

@@ -89,29 +89,16 @@ impl Case {
             }
             3 => self.snapshot(pool),
             4 if self.random.chance(30) => {
-                pool.move_volume("v", &self.some_members(), &|_| ()).map(drop).map_err(text)
+                let least = self.layout.copies().max(2);
+                let on = setup::some_members(&mut self.random, self.members.len(), least);
+                pool.move_volume("v", &on, &|_| ()).map(drop).map_err(text)
             }
-            // Only one: more than one is more than a mirror can bear, and so is one when chunks lack a copy.
-            5 if self.layout.copies() > 1
-                && !self.broken
-                && self.random.chance(20)
-                && !setup::is_degraded(pool) =>
-            {
-                self.broken = true;
-                let broken = self.random.below(self.members.len() as u64) as usize;
-                self.members[broken].set_broken(true);
+            5 if self.random.chance(20) => {
+                setup::break_one(&mut self.random, pool, self.layout, &self.members, &mut self.broken);
                 Ok(())
             }
             _ => self.write(volume),
         }
-    }
-
-    fn some_members(&mut self) -> Vec<String> {
-        let mut names: Vec<String> = (0..self.members.len()).map(|number| number.to_string()).collect();
-        while names.len() > self.layout.copies().max(2) {
-            names.remove(self.random.below(names.len() as u64) as usize);
-        }
-        names
     }
 
     /// After something failed, which may have been done in part: what is there counts.

@@ -83,8 +83,31 @@ pub fn provisioning(random: &mut Random) -> Provisioning {
 }
 
 /// Whether chunks lack a copy, because there was no space for it.
-pub fn is_degraded(pool: &Pool) -> bool {
+fn is_degraded(pool: &Pool) -> bool {
     pool.info().volumes.iter().any(|volume| volume.degraded_chunks > 0)
+}
+
+/// Breaks a member of a mirror, if it can bear that: one only, and none when chunks lack a copy.
+pub fn break_one(
+    random: &mut Random,
+    pool: &Pool,
+    layout: Layout,
+    members: &[Arc<Recorder>],
+    broken: &mut bool,
+) {
+    if layout.copies() > 1 && !*broken && !is_degraded(pool) {
+        *broken = true;
+        members[random.below(members.len() as u64) as usize].set_broken(true);
+    }
+}
+
+/// Names of at least so many of the members.
+pub fn some_members(random: &mut Random, members: usize, least: usize) -> Vec<String> {
+    let mut names: Vec<String> = (0..members).map(|number| number.to_string()).collect();
+    while names.len() > least && random.chance(70) {
+        names.remove(random.below(names.len() as u64) as usize);
+    }
+    names
 }
 
 pub fn content(disk: &dyn BlockBackend) -> Result<Vec<u8>, String> {

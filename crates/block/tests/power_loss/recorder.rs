@@ -144,7 +144,7 @@ impl BlockBackend for Recorder {
         let (start, end) = (offset as usize, offset as usize + bytes.len());
         let mut no_space = self.no_space.lock().unwrap();
         let (missing, first) = &mut *no_space;
-        let fits = missing.is_empty() || end <= missing.start || missing.end <= start;
+        let fits = missing.start == missing.end || end <= missing.start || missing.end <= start;
         if !fits {
             bytes.truncate(if std::mem::take(first) { missing.start.saturating_sub(start) } else { 0 });
         }
