@@ -28,30 +28,37 @@ impl std::fmt::Debug for Rings {
 impl Rings {
     /// With one ring, to see whether the host gives any.
     pub fn new() -> Result<Self> {
-        Ok(Rings { idle: Mutex::new(vec![IoUring::new(DEPTH as u32)?]) })
+        Ok(Rings { idle: Mutex::new(vec![new_ring()?]) })
     }
 
     /// Does what it can of a batch, at most [`DEPTH`]; the offsets and buffers fit the file. Returns which are left to be
     /// done one by one.
     pub fn run(&self, file: &File, batch: &mut [&mut Transfer<'_>]) -> Vec<usize> {
         let idle = self.idle.lock().pop();
-        let Some(mut ring) = idle.or_else(|| IoUring::new(DEPTH as u32).ok()) else {
+        let Some(mut ring) = idle.or_else(|| new_ring().ok()) else {
             return (0..batch.len()).collect();
         };
         let mut left = Vec::new();
         for (number, transfer) in batch.iter_mut().enumerate() {
             let (fd, offset) = (types::Fd(file.as_raw_fd()), transfer.offset);
             let entry = match &mut transfer.buffers {
-                Buffers::Read(buffers) => {
-                    opcode::Readv::new(fd, buffers.as_mut_ptr().cast(), buffers.len() as u32)
+                // One place in memory needs no list of them, which the kernel would have to copy.
+                Buffers::Read(buffers) => match &mut buffers[..] {
+                    [one] if let Ok(len) = u32::try_from(one.len()) => {
+                        opcode::Read::new(fd, one.as_mut_ptr(), len).offset(offset).build()
+                    }
+                    all => opcode::Readv::new(fd, all.as_mut_ptr().cast(), all.len() as u32)
                         .offset(offset)
-                        .build()
-                }
-                Buffers::Write(buffers) => {
-                    opcode::Writev::new(fd, buffers.as_ptr().cast(), buffers.len() as u32)
-                        .offset(offset)
-                        .build()
-                }
+                        .build(),
+                },
+                Buffers::Write(buffers) => match &buffers[..] {
+                    [one] if let Ok(len) = u32::try_from(one.len()) => {
+                        opcode::Write::new(fd, one.as_ptr(), len).offset(offset).build()
+                    }
+                    all => {
+                        opcode::Writev::new(fd, all.as_ptr().cast(), all.len() as u32).offset(offset).build()
+                    }
+                },
             };
             // SAFETY: IoSlice and IoSliceMut have the layout of iovec; they and their bytes are borrowed by `batch`, and
             // this function does not return before the kernel has answered for every entry it took.
@@ -78,6 +85,12 @@ impl Rings {
         }
         left
     }
+}
+
+/// A ring. Whoever uses it waits in the kernel for all answers, so the kernel need not interrupt it for each of them; hosts
+/// before Linux 5.19 do so.
+fn new_ring() -> Result<IoUring> {
+    IoUring::builder().setup_coop_taskrun().build(DEPTH as u32).or_else(|_| IoUring::new(DEPTH as u32))
 }
 
 /// Hands a ring's entries to the kernel and waits for all answers. An error says which entries it did not take.

@@ -7,17 +7,21 @@ use clap::Args;
 use serde_json::json;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 /// Buffers begin at multiples of this, as those of a guest's page cache do.
 const ALIGNMENT: usize = 4096;
+/// Requests of a batch.
+const LANE: usize = 8;
 /// Most bytes of all buffers.
 const BUFFERS_MAX: u64 = 1 << 30;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Requests of a round, as many as --depth, are given to the image together, and the next round begins when all are done,
-as with a guest whose requests come together. With -w the image is overwritten.
+Requests are given to the image in batches of up to 8, as many batches at the same time as --depth allows, as with a
+guest that has several queues; with --flush-interval one batch of --depth at a time. With -w the image is overwritten.
 
 Example:
   vireo image bench -f raw -t none -i io_uring -d 32 -c 100000 disk.raw")]
@@ -106,39 +110,83 @@ struct Rounds<'a> {
     start: u64,
 }
 
+/// What is to be done still.
+struct Left {
+    /// Where the next request goes.
+    at: u64,
+    count: u64,
+}
+
 impl Rounds<'_> {
     fn run(&self, arguments: &BenchArgs) -> Result<()> {
-        let (len, depth) = (self.len as usize, usize::from(arguments.depth));
+        let depth = usize::from(arguments.depth);
+        // A batch ends with its slowest request: with several of them, others are under way meanwhile. A flush is for
+        // what was before it.
+        let lanes = if arguments.flush_interval > 0 { 1 } else { depth.div_ceil(LANE) };
+        let left = Mutex::new(Left { at: self.start, count: arguments.count });
+        thread::scope(|scope| {
+            let lane = |number: usize| {
+                let share = depth / lanes + usize::from(number < depth % lanes);
+                let left = &left;
+                scope.spawn(move || self.lane(arguments, share, left))
+            };
+            let others: Vec<_> = (1..lanes).map(lane).collect();
+            let first = self.lane(arguments, depth.div_ceil(lanes), &left);
+            others.into_iter().fold(first, |result, other| {
+                result.and(other.join().unwrap_or_else(|_| bail!("A thread of the benchmark panicked")))
+            })
+        })?;
+        if arguments.write {
+            self.disk.flush()?
+        }
+        Ok(())
+    }
+
+    /// Offsets of the next requests, so many at most.
+    fn take(&self, left: &Mutex<Left>, most: usize) -> Vec<u64> {
+        let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = left.count.min(most as u64);
+        left.count -= now;
+        let next = |_| {
+            let at = left.at;
+            left.at += self.step;
+            if left.at.saturating_add(self.len) > self.disk.size() {
+                left.at = self.start;
+            }
+            at
+        };
+        (0..now).map(next).collect()
+    }
+
+    /// Does requests, so many at the same time, until none is left.
+    fn lane(&self, arguments: &BenchArgs, depth: usize, left: &Mutex<Left>) -> Result<()> {
+        let len = self.len as usize;
         let mut memory = vec![0; len.next_multiple_of(ALIGNMENT) * depth + ALIGNMENT];
         let skip = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        let (mut at, mut done, mut unflushed) = (self.start, 0, 0);
-        while done < arguments.count {
-            let now = (arguments.count - done).min(depth as u64);
+        let mut unflushed = 0;
+        loop {
+            let offsets = self.take(left, depth);
+            if offsets.is_empty() {
+                return Ok(());
+            }
+            unflushed += offsets.len() as u64;
             let buffers = memory[skip..].chunks_exact_mut(len.next_multiple_of(ALIGNMENT));
-            let mut batch: Vec<Transfer<'_>> = Vec::with_capacity(depth);
-            for buffer in buffers.take(now as usize) {
+            let transfer = |(at, buffer)| {
+                let buffer: &mut [u8] = buffer;
                 let buffer = &mut buffer[..len];
                 let bytes = match arguments.write {
                     true => Buffers::Write(vec![IoSlice::new(buffer)]),
                     false => Buffers::Read(vec![IoSliceMut::new(buffer)]),
                 };
-                batch.push(Transfer::new(at, bytes));
-                at += self.step;
-                if at.saturating_add(self.len) > self.disk.size() {
-                    at = self.start;
-                }
-            }
+                Transfer::new(at, bytes)
+            };
+            let mut batch: Vec<Transfer<'_>> = offsets.into_iter().zip(buffers).map(transfer).collect();
             self.disk.transfer(&mut batch.iter_mut().collect::<Vec<_>>());
             batch.into_iter().try_for_each(|transfer| transfer.result)?;
-            (done, unflushed) = (done + now, unflushed + now);
             if arguments.flush_interval > 0 && unflushed >= arguments.flush_interval {
                 self.disk.flush()?;
                 unflushed = 0;
             }
         }
-        if arguments.write {
-            self.disk.flush()?
-        }
-        Ok(())
     }
 }
