@@ -21,7 +21,7 @@ const BOUND: f64 = 1.0;
 /// Seconds of requests before those that count.
 const RAMP: u64 = 1;
 /// Requests of a turn past the page cache.
-const DIRECT_REQUESTS: &str = "10000";
+const DIRECT_REQUESTS: &str = "40000";
 /// Size of the disk behind the servers.
 const SERVED: &str = "1G";
 
@@ -201,6 +201,7 @@ impl Bench<'_> {
                 command.args(["bench", "-q", "-f", "raw", "-t", "none", "-i", aio, "-d", depth, "-S", "68k"]);
                 // Each 4 KiB of another place, so that the host's disk cannot put neighbours together.
                 command.args(["-c", DIRECT_REQUESTS]).args((kind == "write").then_some("-w")).arg(&image);
+                command.stdout(Stdio::null());
                 let [took, _] = time(&mut command)?;
                 Ok(DIRECT_REQUESTS.parse::<f64>()? / took.as_secs_f64())
             };
