@@ -8,6 +8,7 @@ use crate::options::{BackingPolicy, CreateOptions, OpenOptions};
 use crate::qcow2::{Measure, Qcow2Format};
 use crate::raw::{RawFile, RawFormat};
 use crate::{BlockBackend, BlockError, dmg, pool};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,12 +96,21 @@ pub fn probe(path: &Path) -> ImageResult<&'static str> {
 }
 
 /// Makes an empty image; a file that is there is overwritten. A volume of a pool is made by the same path as it is opened.
+/// A new file for which there is no space is removed again.
 pub fn create(path: &Path, format: &str, options: CreateOptions) -> ImageResult<()> {
     if format == pool::image::FORMAT {
-        pool::image::create(path, options)
-    } else {
-        driver(format)?.create(path, options)
+        return pool::image::create(path, options);
     }
+    let is_new = std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    let made = driver(format)?.create(path, options);
+    if let Err(BlockError::Io { source, .. }) = &made
+        && matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        && is_new
+    {
+        // The error that counts is the first one.
+        drop(std::fs::remove_file(path));
+    }
+    made
 }
 
 /// Images of one chain: more are taken for an attack.

@@ -375,3 +375,53 @@ fn what_ends_like_a_dmg_is_looked_at_as_one() {
     assert!(!made.status.success() && text.contains("read, not made"), "{text}");
     ours(folder, "info -f raw a.dmg");
 }
+
+/// A device keeps what it had: zeros of the source have to be written.
+#[test]
+fn zeros_are_written_to_a_device() {
+    let Some(folder) = folder() else { return };
+    let content = std::fs::read(folder.path().join("a.raw")).unwrap();
+    std::fs::write(folder.path().join("old"), vec![0xee; content.len()]).unwrap();
+    let attached = Command::new("losetup").args(["-f", "--show"]).arg(folder.path().join("old")).output();
+    let Some(device) = attached.ok().filter(|output| output.status.success()) else {
+        eprintln!("skipped: no loop device can be had (losetup, and the right to use it)");
+        return;
+    };
+    let device = String::from_utf8_lossy(&device.stdout).trim().to_owned();
+    let same = |line: &str| {
+        std::fs::write(&device, vec![0xee; content.len()]).unwrap();
+        let output = run(env!("CARGO_BIN_EXE_vireo"), folder.path(), &format!("image {line}"));
+        (output.status.success(), std::fs::read(&device).unwrap() == content)
+    };
+    let converted = same(&format!("convert -f raw -O raw a.raw {device}"));
+    let copied = same(&format!("dd -f raw -O raw if=a.raw of={device} bs=1M"));
+    Command::new("losetup").args(["-d", &device]).output().unwrap();
+    assert_eq!((converted, copied), ((true, true), (true, true)));
+}
+
+/// A new file for which there is no space is not left behind, and an incomplete copy is called that.
+#[test]
+fn no_space_is_told_with_the_name_of_the_file() {
+    let Some(folder) = folder() else { return };
+    let path = folder.path();
+    std::fs::create_dir(path.join("small")).unwrap();
+    let mounted = run("mount", path, "-t tmpfs -o size=1M tmpfs small");
+    if !mounted.status.success() {
+        eprintln!("skipped: no file system can be mounted");
+        return;
+    }
+    let say = |line: &str| {
+        let output = run(env!("CARGO_BIN_EXE_vireo"), path, &format!("image {line}"));
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let created = say("create -f raw -o preallocation=full small/new.raw 20M");
+    let left = path.join("small/new.raw").exists();
+    let copied =
+        [say("convert -f raw -O qcow2 a.raw small/b"), say("dd -f raw -O raw if=a.raw of=small/c bs=1M")];
+    run("umount", path, "small");
+    assert!(!created.0 && created.1.contains("small/new.raw") && !left, "{created:?}, left: {left}");
+    for ((done, text), name) in copied.iter().zip(["small/b", "small/c"]) {
+        let told = text.contains(&format!("{name}, which is not complete: No space left"));
+        assert!(!done && told, "{text}");
+    }
+}

@@ -1,7 +1,7 @@
 //! `vireo image convert`.
 
 use super::progress::Progress;
-use super::{Folders, Output, TargetFormat, open, size, wants_help};
+use super::{Folders, Output, TargetFormat, is_zero_when_made, open, size, wants_help};
 use anyhow::{Context, Result, bail};
 use block::{BackingPolicy, CacheMode, CopyOptions, DiskImage, OpenOptions};
 use clap::Args;
@@ -82,19 +82,18 @@ pub fn run(arguments: &ConvertArgs, folders: &Folders) -> Result<u8> {
             threads: threads(arguments)?,
             compress: arguments.compress,
             any_order: arguments.any_order,
-            // What was never written in a container is decrypted to noise.
             target_is_zero: !arguments.no_create
-                && DiskElsewhere::parse(&arguments.target)?.is_none()
-                && arguments.target_format.name != "luks",
+                && is_zero_when_made(&arguments.target, &arguments.target_format.name),
             find_zeros,
             flush_each,
             progress: &|bytes| progress.add(bytes),
         };
         block::copy(&*source, 0..source.size(), &*target, &options).with_context(|| {
-            format!("copying {} to {}", arguments.source.display(), arguments.target.display())
+            let (source, target) = (arguments.source.display(), arguments.target.display());
+            format!("copying {source} to {target}, which is not complete")
         })?;
     }
-    target.flush()?;
+    target.flush().with_context(|| format!("writing {} to its disk", arguments.target.display()))?;
     drop(progress);
     let facts = json!({
         "source": arguments.source,

@@ -1,6 +1,6 @@
 //! `vireo image dd`.
 
-use super::{Folders, Output, open, size};
+use super::{Folders, Output, is_zero_when_made, open, size};
 use anyhow::{Context, Result, bail};
 use block::CopyOptions;
 use clap::Args;
@@ -53,13 +53,15 @@ pub fn run(arguments: &DdArgs, folders: &Folders) -> Result<u8> {
         threads: 1,
         compress: false,
         any_order: false,
-        target_is_zero: true,
+        target_is_zero: is_zero_when_made(output, &arguments.target_format),
         find_zeros: 4096,
         flush_each: false,
         progress: &|_| {},
     };
-    block::copy(&*source, start..end, &*target, &options)?;
-    target.flush()?;
+    let copied = block::copy(&*source, start..end, &*target, &options).and_then(|()| target.flush());
+    copied.with_context(|| {
+        format!("copying {} to {}, which is not complete", input.display(), output.display())
+    })?;
     let facts = json!({ "source": input, "target": output, "bytes": end - start });
     arguments.output.report(true, &facts, "")?;
     Ok(0)

@@ -220,6 +220,12 @@ fn format_of(path: &Path, stated: Option<&str>) -> Result<String> {
     Ok(found.to_owned())
 }
 
+/// Whether an image that was just made reads as zeros. A device keeps what it had, and what was never written in an
+/// encrypted container is decrypted to noise.
+fn is_zero_when_made(path: &Path, format: &str) -> bool {
+    format != "luks" && std::fs::metadata(path).is_ok_and(|file| file.is_file())
+}
+
 /// Opens a file, or a disk elsewhere whose URI stands in its place.
 fn open(path: &Path, format: Option<&str>, options: &OpenOptions) -> Result<Arc<dyn DiskImage>> {
     if http_disk::is_address(path) {
