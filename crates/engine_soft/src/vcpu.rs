@@ -104,6 +104,7 @@ impl Cpu {
             ("blocks_by_link", counted.blocks.saturating_sub(others)),
             ("blocks_by_jump_cache", counted.jumps),
             ("blocks_by_call_out", gotos),
+            ("returns_predicted", counted.returns),
             ("translated_accesses", counted.accesses),
         ];
         all.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()

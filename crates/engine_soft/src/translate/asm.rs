@@ -9,6 +9,8 @@ pub(super) const S1: u8 = 14;
 pub(super) const S2: u8 = 13;
 /// Where the guest's RSP lives: R15.
 pub(super) const GUEST_RSP: u8 = 15;
+/// The host's RSP.
+pub(super) const HOST_RSP: u8 = 4;
 /// RAX.
 pub(super) const RAX: u8 = 0;
 /// RCX.
@@ -312,6 +314,22 @@ impl Asm {
         self.gs_modrm(6, offset);
     }
 
+    /// `push reg` on the host's stack.
+    pub fn push(&mut self, reg: u8) {
+        if reg >= 8 {
+            self.bytes.push(0x41);
+        }
+        self.bytes.push(0x50 | reg & 7);
+    }
+
+    /// `pop reg` from the host's stack.
+    pub fn pop(&mut self, reg: u8) {
+        if reg >= 8 {
+            self.bytes.push(0x41);
+        }
+        self.bytes.push(0x58 | reg & 7);
+    }
+
     /// `lea reg, [base + disp]`.
     pub fn lea(&mut self, reg: u8, base: u8, disp: i32) {
         self.rex(true, reg, 0, base);
@@ -563,6 +581,17 @@ impl Asm {
     pub fn jmp(&mut self, label: Label) -> u64 {
         self.bytes.push(0xe9);
         self.fixup(label)
+    }
+
+    /// Call; returns the address of its displacement.
+    pub fn call(&mut self, label: Label) -> u64 {
+        self.bytes.push(0xe8);
+        self.fixup(label)
+    }
+
+    /// `ret`.
+    pub fn ret(&mut self) {
+        self.bytes.push(0xc3);
     }
 
     /// `jrcxz` over the `skipped` bytes that follow.

@@ -345,7 +345,6 @@ impl<'a> Builder<'a> {
     /// Where jumps from other pages arrive: events and the generation are looked at.
     fn outer_entry(&mut self, start: u16) -> Label {
         let outer = self.asm.mark();
-        let (cell, generation) = self.context.generation;
         let leave = self.asm.label();
         if !self.context.kind.is_flat() {
             let beyond = self.asm.label();
@@ -355,14 +354,20 @@ impl<'a> Builder<'a> {
             self.cold.push(Cold::Leave { from: beyond, start, exit: Exit::Interpret });
         }
         self.look_at_events(leave);
+        self.look_at_generation(leave);
+        self.cold.push(Cold::Leave { from: leave, start, exit: Exit::InPage });
+        outer
+    }
+
+    /// Goes to `leave` if the page has changed; uses [`S1`] and RFLAGS.
+    pub fn look_at_generation(&mut self, leave: Label) {
+        let (cell, generation) = self.context.generation;
         let a = &mut self.asm;
         a.mov_imm64(S1, cell);
         a.refer(8, Refers::Cell);
         a.cmp_dword(S1, generation);
         a.refer(4, Refers::Generation);
         a.jcc(cc::NE, leave);
-        self.cold.push(Cold::Leave { from: leave, start, exit: Exit::InPage });
-        outer
     }
 
     /// Makes an instruction the current one.

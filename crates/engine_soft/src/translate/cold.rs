@@ -56,6 +56,10 @@ pub(super) enum Cold {
     Link { from: Label, at: u64, target: u16, flags: FlagHome },
     /// A direct jump out of the page.
     Far { from: Label, to: Target, flags: FlagHome },
+    /// The host's stack is full of frames.
+    Deep { from: Label, back: Label },
+    /// A return to another address than behind the call, at whose landing it arrived.
+    Landing { other: Label, next: u16 },
     /// A jump cache miss: the linear address is in [`S1`], or in the entry that [`S2`] points to.
     Miss { from: Label, reload: Label, bad: Label, undo: Option<Undo> },
 }
@@ -137,6 +141,8 @@ impl Builder<'_> {
                     self.flags = flags;
                     self.jump_out(to);
                 }
+                Cold::Deep { from, back } => self.emit_too_deep(from, back),
+                Cold::Landing { other, next } => self.emit_other_return(other, next),
                 Cold::Miss { from, reload, bad, undo } => self.emit_miss(from, reload, bad, undo),
             }
         }
@@ -164,6 +170,7 @@ impl Builder<'_> {
         }
         self.asm.jmp(back);
     }
+
     /// Leaves for `exit` at an address in the page; flags are saved.
     pub fn leave_at(&mut self, start: u16, exit: Exit) {
         self.asm.mov_imm32(S2, u32::from(start));

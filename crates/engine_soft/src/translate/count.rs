@@ -7,7 +7,7 @@
 
 use super::asm::S1;
 use super::block::Builder;
-use super::shared::{ACCESSES_RUN, BLOCKS_RUN, INSNS_RUN, JUMPS_TAKEN};
+use super::shared::{ACCESSES_RUN, BLOCKS_RUN, INSNS_RUN, JUMPS_TAKEN, RETURNS_TAKEN};
 use iced_x86::FlowControl;
 
 /// What translated code adds to.
@@ -22,6 +22,8 @@ pub(crate) struct Counted {
     pub accesses: u64,
     /// Jumps that found their target in the jump cache.
     pub jumps: u64,
+    /// Returns that led behind their calls.
+    pub returns: u64,
 }
 
 impl Builder<'_> {
@@ -61,6 +63,13 @@ impl Builder<'_> {
         let branch = rest.iter().position(|i| i.flow_control() == FlowControl::ConditionalBranch);
         let last = branch.unwrap_or(rest.len().saturating_sub(1));
         u8::try_from(last).ok().filter(|_| self.context.counted).unwrap_or(0)
+    }
+
+    /// Counts a return that was predicted; [`S1`] is free.
+    pub fn count_return(&mut self) {
+        if self.context.counted {
+            self.add(RETURNS_TAKEN, 1);
+        }
     }
 
     /// Counts a hit of the jump cache; [`S1`] is free.

@@ -4,10 +4,12 @@
 //! so a change of any translation misses. It says nothing of the code's generation, which the entered
 //! block checks itself.
 
+use super::asm::{Alu, Asm, Label, S1, S2, cc};
+use super::shared::{FETCH_KEY, JUMPS};
 use std::mem::offset_of;
 
 /// Entries.
-pub(super) const JUMP_CACHE_SIZE: usize = 1 << 14;
+const JUMP_CACHE_SIZE: usize = 1 << 14;
 
 /// Where an address leads. The layout is known to translated code.
 #[derive(Clone, Copy)]
@@ -25,13 +27,13 @@ pub(crate) struct JumpEntry {
 const NOTHING: JumpEntry = JumpEntry { linear: 0, key: u64::MAX, host: 0, page: 0 };
 
 pub(super) const LINEAR: i32 = offset_of!(JumpEntry, linear) as i32;
-pub(super) const KEY: i32 = offset_of!(JumpEntry, key) as i32;
+const KEY: i32 = offset_of!(JumpEntry, key) as i32;
 pub(super) const HOST: i32 = offset_of!(JumpEntry, host) as i32;
-pub(super) const PAGE: i32 = offset_of!(JumpEntry, page) as i32;
+const PAGE: i32 = offset_of!(JumpEntry, page) as i32;
 /// log2 of an entry's size.
-pub(super) const ENTRY_SHIFT: u8 = 5;
+const ENTRY_SHIFT: u8 = 5;
 /// How far the address is rotated to be mixed with itself.
-pub(super) const ROTATION: u8 = 13;
+const ROTATION: u8 = 13;
 
 const _: () = assert!(size_of::<JumpEntry>() == 1 << ENTRY_SHIFT);
 
@@ -67,4 +69,34 @@ impl JumpCache {
     pub fn set(&mut self, linear: u64, key: u64, host: u64) {
         self.entries[Self::slot(linear)] = JumpEntry { linear, key, host, page: linear & !0xfff };
     }
+}
+
+/// Points [`S2`] to the entry of the linear address in [`S1`], and puts the linear address of its page there. Goes to
+/// `from` if the entry is another address's, and to `reload` if it has another fetch key. Uses RFLAGS.
+pub(super) fn emit_search(a: &mut Asm, bmi2: bool, from: Label, reload: Label) {
+    if bmi2 {
+        a.rorx32(S2, S1, ROTATION);
+    } else {
+        a.mov32(S2, S1);
+        a.shift(1, S2, ROTATION, false);
+    }
+    a.alu_rr32(Alu::Xor, S2, S1);
+    a.shift(4, S2, ENTRY_SHIFT, false);
+    a.and_imm32(S2, ((JUMP_CACHE_SIZE - 1) << ENTRY_SHIFT) as i32);
+    a.alu_gs(Alu::Add, S2, JUMPS);
+    a.alu_rm(Alu::Cmp, S1, S2, LINEAR);
+    a.jcc(cc::NE, from);
+    a.load_gs(S1, FETCH_KEY);
+    a.alu_rm(Alu::Cmp, S1, S2, KEY);
+    a.jcc(cc::NE, reload);
+    a.alu_rm(Alu::Mov, S1, S2, PAGE);
+}
+
+/// Goes to `bad` if the address in [`S1`] is not canonical. Uses [`S2`] and RFLAGS.
+pub(super) fn check_canonical(a: &mut Asm, bad: Label) {
+    a.mov(S2, S1);
+    a.shift(4, S2, 16, true);
+    a.shift(7, S2, 16, true);
+    a.alu_rr(Alu::Cmp, S2, S1);
+    a.jcc(cc::NE, bad);
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`block`], [`cold`] | translation of one block; its rare ways |
 //! | [`copy`], [`vector`], [`mod@x87`], [`mmx`] | instructions that are copied |
-//! | [`transfer`], [`stack`], [`mod@string`] | branches, calls; stack; strings |
+//! | [`transfer`], [`returns`], [`stack`], [`mod@string`] | branches, calls; their returns; stack; strings |
 //! | [`mod@system`] | interrupt flag, SWAPGS, time-stamp counter |
 //! | [`memory`], [`share`], [`watch`] | the check of memory operands, of one or of several at once; who watches stores |
 //! | [`loops`], [`values`] | the second translation of a loop; what registers hold, as far as a block's code tells |
@@ -54,6 +54,7 @@ mod mmx;
 mod operand;
 pub mod perf_map;
 mod portable;
+mod returns;
 mod runtime;
 mod share;
 pub(crate) mod shared;
@@ -219,7 +220,7 @@ impl Translator {
     pub fn new(settings: TranslationSettings, events: Arc<AtomicU32>) -> io::Result<Self> {
         let mut memory = CodeMemory::new(settings.cache_size.clamp(1 << 20, 1 << 30))?;
         let fsgsbase = has_fsgsbase();
-        let thunks = thunks::build(&mut memory, fsgsbase)?;
+        let thunks = thunks::build(&mut memory, fsgsbase, settings.counted)?;
         Ok(Translator {
             perf_map: settings.perf_map.then(PerfMap::of_process).transpose()?,
             memory,

@@ -45,6 +45,14 @@ pub(crate) struct Shared {
     pub budget: u64,
     /// What its counting register holds when they are to be made again.
     pub limit: u64,
+    /// The host's stack pointer in `enter`; see [`super::returns`] for this and the next ones.
+    pub frame: u64,
+    /// Bottom of the frames of calls.
+    pub returns: u64,
+    /// Where there are too many of them.
+    pub deepest: u64,
+    /// The fetch key while they were made.
+    pub returns_key: u64,
     /// What ran, if it is counted.
     pub counted: Counted,
 }
@@ -78,6 +86,10 @@ impl Default for Shared {
             shares: [[0; 2]; SHARES],
             budget: 0,
             limit: 0,
+            frame: 0,
+            returns: 0,
+            deepest: 0,
+            returns_key: 0,
             counted: Counted::default(),
         }
     }
@@ -116,11 +128,16 @@ pub(super) const SHARE_ADDEND: usize = SHARED + offset_of!(Shared, shares);
 pub(super) const SHARE_TRACKER: usize = SHARE_ADDEND + 8;
 pub(super) const BUDGET: usize = SHARED + offset_of!(Shared, budget);
 pub(super) const LIMIT: usize = SHARED + offset_of!(Shared, limit);
+pub(super) const FRAME: usize = SHARED + offset_of!(Shared, frame);
+pub(super) const RETURNS: usize = SHARED + offset_of!(Shared, returns);
+pub(super) const DEEPEST: usize = SHARED + offset_of!(Shared, deepest);
+pub(super) const RETURNS_KEY: usize = SHARED + offset_of!(Shared, returns_key);
 const COUNTED: usize = SHARED + offset_of!(Shared, counted);
 pub(super) const BLOCKS_RUN: usize = COUNTED + offset_of!(Counted, blocks);
 pub(super) const INSNS_RUN: usize = COUNTED + offset_of!(Counted, insns);
 pub(super) const ACCESSES_RUN: usize = COUNTED + offset_of!(Counted, accesses);
 pub(super) const JUMPS_TAKEN: usize = COUNTED + offset_of!(Counted, jumps);
+pub(super) const RETURNS_TAKEN: usize = COUNTED + offset_of!(Counted, returns);
 pub(super) const YMM: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, ymm);
 pub(super) const MXCSR: usize = offset_of!(Cpu, vector) + offset_of!(VectorState, mxcsr);
 pub(super) const LAST_CODE_PAGE: usize = offset_of!(Cpu, last_code_page);

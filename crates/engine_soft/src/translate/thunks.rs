@@ -9,12 +9,12 @@
 //! Calls store the guest's registers, run a Rust function on the [`Cpu`](crate::cpu::Cpu), and load the
 //! registers again, because the function may have changed any of them.
 
-use super::asm::{Alu, Asm, RAX, S1, S2};
+use super::asm::{Alu, Asm, HOST_RSP, RAX, S1, S2};
 use super::cache::CodeMemory;
 use super::operand::{HOST_OF, Place};
-use super::runtime;
+use super::{returns, runtime};
 use super::shared::{
-    ARGUMENT, FIP, FPU, HOST_MXCSR, MXCSR, OWN, SPARE, STACK_ENTRY, STACK_LIMIT, VECTOR, X87, YMM, home,
+    ARGUMENT, FIP, FPU, FRAME, HOST_MXCSR, MXCSR, OWN, SPARE, STACK_ENTRY, STACK_LIMIT, VECTOR, X87, YMM, home,
 };
 use crate::mmu::{OFFSET, StackPage, TlbEntry};
 use std::io;
@@ -85,6 +85,8 @@ pub(super) struct Thunks {
     /// Points [`S2`] to the TLB entry of the linear address in [`S1`], and leaves the offset in its page there, or more. If
     /// it is in the page, the entry becomes the stack's: for loads, and for stores.
     pub find_on_stack: [u64; 2],
+    /// Returns to the address in [`S1`], which no landing is for, with the site of the return in [`S2`].
+    pub return_elsewhere: u64,
     /// Reads the time-stamp counter into RAX; RDX is lost.
     pub call_clock: u64,
     /// Whether the host has RORX.
@@ -105,6 +107,7 @@ impl Thunks {
             self.call_clock,
             self.find_on_stack[0],
             self.find_on_stack[1],
+            self.return_elsewhere,
         ];
         LEFT_BY.map(|exit| self.leave(exit)).into_iter().chain(calls)
     }
@@ -144,34 +147,21 @@ fn load_guest(a: &mut Asm) {
     }
 }
 
-fn push(a: &mut Asm, reg: u8) {
-    if reg >= 8 {
-        a.raw(&[0x41]);
-    }
-    a.raw(&[0x50 | reg & 7]);
-}
-
-fn pop(a: &mut Asm, reg: u8) {
-    if reg >= 8 {
-        a.raw(&[0x41]);
-    }
-    a.raw(&[0x58 | reg & 7]);
-}
-
 /// `add rsp, value`.
 fn add_rsp(a: &mut Asm, value: i8) {
     a.raw(&[0x48, 0x83, 0xc4, value as u8]);
 }
 
-fn enter(a: &mut Asm, fsgsbase: bool) {
+fn enter(a: &mut Asm, fsgsbase: bool, bottom: u64) {
     for reg in CALLEE_SAVED {
-        push(a, reg);
+        a.push(reg);
     }
     add_rsp(a, -8);
     if fsgsbase {
         // wrgsbase rdi
         a.raw(&[0xf3, 0x48, 0x0f, 0xae, 0xdf]);
     }
+    returns::enter_frames(a, bottom);
     a.mov(S1, 6);
     load_guest(a);
     a.jmp_reg(S1);
@@ -179,9 +169,10 @@ fn enter(a: &mut Asm, fsgsbase: bool) {
 
 /// Returns to the caller of `enter` with RAX.
 fn unwind(a: &mut Asm) {
+    a.load_gs(HOST_RSP, FRAME);
     add_rsp(a, 8);
     for reg in CALLEE_SAVED.into_iter().rev() {
-        pop(a, reg);
+        a.pop(reg);
     }
     a.raw(&[0xc3]);
 }
@@ -270,7 +261,7 @@ fn save_x87(a: &mut Asm) {
     a.push_gs(OPCODE);
     move_x87(a, 4);
     a.store_gs(DATA, RSI);
-    pop(a, RCX);
+    a.pop(RCX);
     // mov gs:[OPCODE], cx
     a.raw(&[0x65, 0x66, 0x89, 0x0c, 0x25]);
     a.raw(&(OPCODE as u32).to_le_bytes());
@@ -342,14 +333,14 @@ fn call(a: &mut Asm, function: u64, unwind: u64, moves: &Moves) {
     a.bind(other);
     a.cmp_imm32(RAX, Exit::Goto as i32);
     a.jcc(super::asm::cc::NE, leave);
+    // The return address into the block is not needed.
     add_rsp(a, 8);
+    returns::check_frames(a);
     moves.load(a);
     load_guest(a);
     a.load_gs(S1, SPARE);
     a.jmp_reg(S1);
     a.bind(leave);
-    // The return address into the block is not needed.
-    add_rsp(a, 8);
     a.jmp_to(unwind);
 }
 
@@ -360,14 +351,14 @@ fn find_on_stack(a: &mut Asm, bmi2: bool, tag: usize) {
     a.alu_rm(Alu::Xor, S1, S2, tag as i32);
     a.cmp_imm(S1, OFFSET as i32);
     a.jcc(super::asm::cc::A, elsewhere);
-    push(a, RAX);
+    a.push(RAX);
     for word in (0..size_of::<TlbEntry>()).step_by(8) {
         a.alu_rm(Alu::Mov, RAX, S2, word as i32);
         a.store_gs(STACK_ENTRY + word, RAX);
     }
     a.mov_imm32(RAX, StackPage::LIMIT as u32);
     a.store_gs(STACK_LIMIT, RAX);
-    pop(a, RAX);
+    a.pop(RAX);
     a.bind(elsewhere);
     a.raw(&[0xc3]);
 }
@@ -377,7 +368,7 @@ fn call_query(a: &mut Asm, function: u64, moves: &Moves) {
     // What the System V ABI lets the function change, but for RDX and scratch registers.
     const CALLER_SAVED: [u8; 7] = [1, 6, 7, 8, 9, 10, 11];
     for reg in CALLER_SAVED {
-        push(a, reg);
+        a.push(reg);
     }
     moves.save(a);
     a.load_gs(7, OWN);
@@ -387,7 +378,7 @@ fn call_query(a: &mut Asm, function: u64, moves: &Moves) {
     a.store_gs(SPARE, RAX);
     moves.load(a);
     for reg in CALLER_SAVED.into_iter().rev() {
-        pop(a, reg);
+        a.pop(reg);
     }
     a.load_gs(RAX, SPARE);
     a.raw(&[0xc3]);
@@ -399,10 +390,9 @@ pub(super) fn host_features() -> [bool; 2] {
 }
 
 /// Writes the fixed code to the front of `memory`.
-pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunks> {
+pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool, counted: bool) -> io::Result<Thunks> {
     let mut a = Asm::new(memory.next_address());
-    let mut thunks = Thunks { enter: a.here(), ..Thunks::default() };
-    enter(&mut a, fsgsbase);
+    let mut thunks = Thunks::default();
     let unwind_at = a.here();
     unwind(&mut a);
     let avx = is_x86_feature_detected!("avx");
@@ -444,6 +434,10 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool) -> io::Result<Thunk
         a.mov_imm32(RAX, exit as u32);
         a.jmp_to(unwind_at);
     }
+    let [bottom, elsewhere] = returns::emit_bottom(&mut a, &thunks, counted);
+    thunks.return_elsewhere = elsewhere;
+    thunks.enter = a.here();
+    enter(&mut a, fsgsbase, bottom);
     a.finish();
     if !memory.add(&a.bytes) {
         return Err(io::Error::from(io::ErrorKind::OutOfMemory));

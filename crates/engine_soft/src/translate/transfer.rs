@@ -10,11 +10,11 @@ use super::block::{After, Builder, Undo, Unknown};
 use super::cold::Cold;
 use super::dead::Remake;
 use super::flags::FlagHome;
-use super::jumps::{ENTRY_SHIFT, HOST, JUMP_CACHE_SIZE, KEY, LINEAR, PAGE as ENTRY_PAGE, ROTATION};
+use super::jumps;
 use super::memory::{GuestAddress, Want};
 use super::operand::{self, Place};
 use super::shared::{
-    CODE_LIMIT, EVENT_MASK, EVENTS, FETCH_KEY, JUMPS, RIP, RIP_PAGE, SPARE, home, segment_base,
+    CODE_LIMIT, EVENT_MASK, EVENTS, RIP, RIP_PAGE, SPARE, home, segment_base,
 };
 use super::thunks::Exit;
 use super::unit::{Link, Next, PAGE};
@@ -75,7 +75,7 @@ impl Target {
 }
 
 /// An address in the page, if it is.
-fn in_page(target: i64) -> Option<u16> {
+pub(super) fn in_page(target: i64) -> Option<u16> {
     u16::try_from(target).ok().filter(|&target| usize::from(target) < PAGE)
 }
 
@@ -252,7 +252,7 @@ impl Builder<'_> {
     fn jump_cache(&mut self, undo: Option<Undo>) {
         self.save_target_flags();
         let (from, reload, bad) = (self.asm.label(), self.asm.label(), self.asm.label());
-        let flat = self.context.kind.is_flat();
+        let (flat, bmi2) = (self.context.kind.is_flat(), self.context.thunks.bmi2);
         let a = &mut self.asm;
         if !flat {
             if undo.is_some() {
@@ -261,28 +261,13 @@ impl Builder<'_> {
             }
             a.alu_gs(Alu::Add, S1, segment_base(seg::CS));
         }
-        if self.context.thunks.bmi2 {
-            a.rorx32(S2, S1, ROTATION);
-        } else {
-            a.mov32(S2, S1);
-            a.shift(1, S2, ROTATION, false);
-        }
-        a.alu_rr32(Alu::Xor, S2, S1);
-        a.shift(4, S2, ENTRY_SHIFT, false);
-        a.and_imm32(S2, ((JUMP_CACHE_SIZE - 1) << ENTRY_SHIFT) as i32);
-        a.alu_gs(Alu::Add, S2, JUMPS);
-        a.alu_rm(Alu::Cmp, S1, S2, LINEAR);
-        a.jcc(cc::NE, from);
-        a.load_gs(S1, FETCH_KEY);
-        a.alu_rm(Alu::Cmp, S1, S2, KEY);
-        a.jcc(cc::NE, reload);
-        a.alu_rm(Alu::Mov, S1, S2, ENTRY_PAGE);
+        jumps::emit_search(a, bmi2, from, reload);
         if !flat {
             a.alu_gs(Alu::Sub, S1, segment_base(seg::CS));
         }
         a.store_gs(RIP_PAGE, S1);
         self.count_jump();
-        self.asm.jmp_mem(S2, HOST);
+        self.asm.jmp_mem(S2, jumps::HOST);
         self.cold.push(Cold::Miss { from, reload, bad, undo });
     }
 
@@ -297,17 +282,13 @@ impl Builder<'_> {
         let kind = self.context.kind;
         let a = &mut self.asm;
         a.bind(reload);
-        a.alu_rm(Alu::Mov, S1, S2, LINEAR);
+        a.alu_rm(Alu::Mov, S1, S2, jumps::LINEAR);
         a.bind(from);
         if !kind.is_flat() {
             a.alu_gs(Alu::Sub, S1, segment_base(seg::CS));
         }
         if undo.is_some() && kind.is_long() {
-            a.mov(S2, S1);
-            a.shift(4, S2, 16, true);
-            a.shift(7, S2, 16, true);
-            a.alu_rr(Alu::Cmp, S2, S1);
-            a.jcc(cc::NE, bad);
+            jumps::check_canonical(a, bad);
         }
         a.store_gs(RIP, S1);
         a.jmp_to(self.context.thunks.leave(Exit::Lookup));
@@ -331,6 +312,10 @@ impl Builder<'_> {
         let operand = self.check(&at, u32::from(size), Want::LOAD);
         self.asm.operand_sized(0x8b, S1, operand.address(), size);
         self.move_stack(bytes);
+        if more == 0 && self.predicts_returns(size) {
+            self.save_flags();
+            return self.predicted_return();
+        }
         let undo = Undo { site: self.site(), stack: -bytes };
         self.jump_cache(Some(undo));
     }
@@ -367,7 +352,11 @@ impl Builder<'_> {
         }
         self.call = Some(to);
         self.push_return(to.size);
-        self.go_to(Target { site: None, ..to });
+        let to = Target { site: None, ..to };
+        match self.landing_place(to.size) {
+            Some(next) => self.predicted_call(to, next),
+            None => self.go_to(to),
+        }
         Ok(())
     }
 
@@ -375,6 +364,11 @@ impl Builder<'_> {
         self.indirect_target(i, size)?;
         self.asm.store_gs(SPARE, S1);
         self.push_return(size);
+        if let Some(next) = self.landing_place(size) {
+            self.save_flags();
+            let (body, _) = self.call_landing(next);
+            self.asm.bind(body);
+        }
         self.asm.load_gs(S1, SPARE);
         let undo = Undo { site: self.site(), stack: i32::from(size) };
         self.jump_cache(Some(undo));
