@@ -308,6 +308,13 @@ impl Asm {
         self.imm32(value);
     }
 
+    /// `bt dword gs:[offset], bit`.
+    pub fn bt_gs32(&mut self, offset: usize, bit: u8) {
+        self.raw(&[0x65, 0x0f, 0xba]);
+        self.gs_modrm(4, offset);
+        self.bytes.push(bit);
+    }
+
     /// `push gs:[offset]` on the host's stack.
     pub fn push_gs(&mut self, offset: usize) {
         self.raw(&[0x65, 0xff]);

@@ -7,14 +7,14 @@
 use super::asm::{Alu, Asm, Label, Reference, Refers, S1, S2, cc};
 use super::cold::Cold;
 use super::dead::Remake;
-use super::flags::{FlagHome, FlagUse, flag_use, undefined_flags};
+use super::flags::{FlagHome, FlagUse, flag_use, keeps_carry, undefined_flags};
 use super::kind::CodeKind;
 use super::loops::{Closing, Swap};
 use super::memory::Policy;
 use super::share::{PLAIN, Plan, Share};
 use super::shared::{LAST_CODE_PAGE, RIP_PAGE};
 use super::thunks::{Exit, Thunks};
-use super::transfer::Target;
+use super::transfer::{Callee, Target};
 use super::unit::{Entries, Link, Next, PAGE, Site};
 use crate::code::LONGEST_INSN;
 use crate::debug::PageOffsets;
@@ -101,7 +101,7 @@ pub(super) struct Builder<'a> {
     pub slow: Option<Label>,
     pub site: Option<usize>,
     /// Target of the direct call that is being translated.
-    pub call: Option<Target>,
+    pub call: Option<Callee>,
     /// An instruction could not be encoded with host registers: there will be no block.
     pub failed: bool,
     /// The end of a block that goes back to its start.
@@ -189,7 +189,10 @@ impl<'a> Builder<'a> {
         if wish != FlagHome::Saved {
             saved = self.asm.mark();
             if wish == FlagHome::Live {
-                self.emit_restore();
+                match self.instructions.iter().find(|i| flag_use(i) != FlagUse::None) {
+                    Some(i) if keeps_carry(i) => self.emit_restore_carry(),
+                    _ => self.emit_restore(),
+                }
             }
             live = self.asm.mark();
             self.flags = FlagHome::Live;
@@ -336,6 +339,7 @@ impl<'a> Builder<'a> {
                 FlagUse::None => return FlagHome::Saved,
                 FlagUse::Replaces => return FlagHome::Both,
                 FlagUse::Changes if self.flags_are_dead_behind(at) => return FlagHome::Both,
+                FlagUse::Changes if self.count_is_only_seen_aside(at) => return FlagHome::Saved,
                 FlagUse::Reads | FlagUse::Changes => return FlagHome::Live,
             }
         }

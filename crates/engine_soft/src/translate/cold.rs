@@ -8,7 +8,7 @@ use super::flags::FlagHome;
 use super::memory::{GuestAddress, StackCheck};
 use super::share::Share;
 use super::thunks::Exit;
-use super::transfer::Target;
+use super::transfer::{Callee, Target};
 
 /// Code for behind the block.
 pub(super) enum Cold {
@@ -31,7 +31,7 @@ pub(super) enum Cold {
         back: Label,
         flags: FlagHome,
         tracker: u8,
-        call: Option<Target>,
+        call: Option<Callee>,
         x87: Option<u16>,
         remake: Option<Remake>,
     },
@@ -98,8 +98,8 @@ impl Builder<'_> {
                     }
                     self.asm.mov(S2, S1);
                     self.tell_on_side_way(x87);
-                    if let Some(target) = call {
-                        self.put_target(target);
+                    if let Some(callee) = call {
+                        self.put_callee(callee);
                         self.asm.store_gs(super::shared::SPARE, S1);
                     }
                     self.asm.mov_number(S1, site as u32, Refers::Site);

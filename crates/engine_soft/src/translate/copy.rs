@@ -255,13 +255,13 @@ impl Builder<'_> {
             None => {
                 self.want_registers(i, vectors, mmx);
                 operand::rename(&mut copied, &homed, &[S1, S2]);
-                self.before_flags(used);
+                self.flags_before(i, used);
                 let from = self.asm.bytes.len();
                 match operand::at_home(i, &homed) {
                     Some(at_home) => self.encode(&at_home),
                     None => self.with_homed(&copied, &homed, &[S1, S2]),
                 }
-                self.flags_after(used);
+                self.flags_after(i, used);
                 if homed.len() < 2 {
                     self.keep_addend(from);
                 }
@@ -292,12 +292,6 @@ impl Builder<'_> {
         }
     }
 
-    fn before_flags(&mut self, used: FlagUse) {
-        if used == FlagUse::Reads || used == FlagUse::Changes && !self.flags_are_dead() {
-            self.need_flags();
-        }
-    }
-
     fn copy_with_memory(
         &mut self,
         mut copied: Instruction,
@@ -313,7 +307,7 @@ impl Builder<'_> {
         operand.apply(&mut copied);
         operand::rename(&mut copied, homed, &scratch);
         let from = self.asm.bytes.len();
-        self.before_flags(used);
+        self.flags_before(&copied, used);
         if let Some(register) = swapped {
             self.asm.swap_bytes(register);
         }
@@ -321,7 +315,7 @@ impl Builder<'_> {
         if let Some(register) = swapped {
             self.asm.swap_bytes(register);
         }
-        self.flags_after(used);
+        self.flags_after(&copied, used);
         if homed.is_empty() || scratch[0] == S1 {
             self.keep_addend(from);
         }
@@ -412,7 +406,7 @@ impl Builder<'_> {
         copied.set_op0_kind(OpKind::Register);
         copied.set_op0_register(if wide { Register::RAX } else { Register::EAX } + u32::from(divisor));
         self.encode(&copied);
-        self.flags_after(FlagUse::Changes);
+        self.flags_after(i, FlagUse::Changes);
         Ok(After::Next)
     }
 

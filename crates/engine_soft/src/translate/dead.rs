@@ -24,6 +24,8 @@ pub(super) enum Remake {
     Again(Instruction),
     /// By the inverse and then the same instruction.
     InverseFirst(Instruction),
+    /// As [`Remake::InverseFirst`], with the saved CF, which the instruction keeps.
+    Counted(Instruction),
     /// By a test of the result, in a host register, of a number of bytes.
     Test(u8, u8),
 }
@@ -71,6 +73,7 @@ fn remake_of(i: &Instruction) -> Option<(Remake, [Register; 2])> {
         M::Cmp | M::Test => Remake::Again(*i),
         M::Add | M::Sub if !same && i.op_count() == 2 => Remake::InverseFirst(*i),
         M::Neg if i.op_count() == 1 => Remake::InverseFirst(*i),
+        M::Inc | M::Dec => Remake::Counted(*i),
         _ => return None,
     };
     Some((remake, inputs))
@@ -175,6 +178,16 @@ impl Builder<'_> {
         (!changed && self.are_only_seen_aside(inputs, false)).then_some(remake)
     }
 
+    /// Whether flags that an INC or DEC makes, which comes first in the block to touch them, are only seen where they can be
+    /// made again.
+    pub fn count_is_only_seen_aside(&mut self, at: usize) -> bool {
+        let Some(i) = self.instructions.get(at).copied().filter(super::flags::keeps_carry) else { return false };
+        let index = std::mem::replace(&mut self.index, at + 1);
+        let seen_aside = remake_of(&i).is_some_and(|(_, inputs)| self.are_only_seen_aside(inputs, false));
+        self.index = index;
+        seen_aside
+    }
+
     /// Whether only side ways see flags from the current instruction on, as long as the registers that they were made from
     /// are not `changed`, until all of them are replaced.
     fn are_only_seen_aside(&mut self, inputs: [Register; 2], mut changed: bool) -> bool {
@@ -212,6 +225,11 @@ impl Builder<'_> {
                 self.emit_renamed(i, i.mnemonic() != Mnemonic::Neg);
                 self.emit_renamed(i, false);
             }
+            Remake::Counted(i) => {
+                self.emit_restore_carry();
+                self.emit_renamed(i, true);
+                self.emit_renamed(i, false);
+            }
             Remake::Test(host, size) => {
                 let rex = 0x40 | u8::from(*size == 8) << 3 | (host >> 3) << 2 | host >> 3;
                 if *size == 2 {
@@ -224,7 +242,7 @@ impl Builder<'_> {
         self.emit_save();
     }
 
-    /// Encodes an instruction on registers with those of the host, or, for ADD and SUB, its inverse.
+    /// Encodes an instruction on registers with those of the host, or, for ADD and SUB, INC and DEC, its inverse.
     fn emit_renamed(&mut self, i: &Instruction, inverse: bool) {
         let mut renamed = *i;
         operand::rename(&mut renamed, &[], &[S1, S2]);
@@ -235,10 +253,14 @@ impl Builder<'_> {
         };
         let mut bytes = encoder.take_buffer();
         if inverse {
-            // The opcode is behind the prefixes; groups have the operation in ModRM. ADD is 0, SUB is 5.
+            // The opcode is behind the prefixes; groups have the operation in ModRM. ADD is 0, SUB is 5; INC is 0, DEC is 1.
             let opcode = bytes.iter().position(|byte| !matches!(byte, 0x66 | 0x40..=0x4f)).unwrap_or(0);
-            let at = if matches!(bytes[opcode], 0x80..=0x83) { opcode + 1 } else { opcode };
-            bytes[at] ^= 5 << 3;
+            let (at, difference) = match bytes[opcode] {
+                0xfe | 0xff => (opcode + 1, 1 << 3),
+                0x80..=0x83 => (opcode + 1, 5 << 3),
+                _ => (opcode, 5 << 3),
+            };
+            bytes[at] ^= difference;
         }
         debug_assert_eq!(len, bytes.len(), "one instruction was encoded");
         self.asm.raw(&bytes);

@@ -70,6 +70,11 @@ fn may_count_zero(i: &Instruction) -> bool {
     }
 }
 
+/// Whether an instruction replaces all flags but CF, which it keeps.
+pub(super) fn keeps_carry(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Inc | Mnemonic::Dec)
+}
+
 /// What an instruction that is copied does with the flags.
 pub(super) fn flag_use(i: &Instruction) -> FlagUse {
     let read = i.rflags_read() & ARITHMETIC != 0;
@@ -138,6 +143,12 @@ impl Builder<'_> {
         a.load_gs(RAX, SPARE_RAX);
     }
 
+    /// Brings the saved CF back to RFLAGS; the other flags are lost. Uses no scratch register.
+    pub fn emit_restore_carry(&mut self) {
+        // Where LAHF has put it.
+        self.asm.bt_gs32(FLAGS, 8);
+    }
+
     /// RFLAGS has the guest's flags afterwards.
     pub fn need_flags(&mut self) {
         if self.flags == FlagHome::Saved {
@@ -151,11 +162,23 @@ impl Builder<'_> {
         self.flags = FlagHome::Saved;
     }
 
-    /// After an instruction with this use.
-    pub fn flags_after(&mut self, used: FlagUse) {
+    /// Before an instruction: RFLAGS has what it needs of the flags afterwards.
+    pub fn flags_before(&mut self, i: &Instruction, used: FlagUse) {
+        if used == FlagUse::Reads || used == FlagUse::Changes && !self.flags_are_dead() {
+            if keeps_carry(i) && self.flags == FlagHome::Saved {
+                self.emit_restore_carry();
+            } else {
+                self.need_flags();
+            }
+        }
+    }
+
+    /// After an instruction.
+    pub fn flags_after(&mut self, i: &Instruction, used: FlagUse) {
         if matches!(used, FlagUse::Changes | FlagUse::Replaces) {
+            let remakeable = used == FlagUse::Replaces || keeps_carry(i) && self.flags != FlagHome::Live;
             self.flags = FlagHome::Live;
-            self.made = (used == FlagUse::Replaces).then_some(self.index);
+            self.made = remakeable.then_some(self.index);
             self.remake = None;
         }
     }

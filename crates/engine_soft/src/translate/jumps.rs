@@ -31,9 +31,10 @@ const KEY: i32 = offset_of!(JumpEntry, key) as i32;
 pub(super) const HOST: i32 = offset_of!(JumpEntry, host) as i32;
 const PAGE: i32 = offset_of!(JumpEntry, page) as i32;
 /// log2 of an entry's size.
-const ENTRY_SHIFT: u8 = 5;
-/// How far the address is rotated to be mixed with itself.
-const ROTATION: u8 = 13;
+const ENTRY_SHIFT: u32 = 5;
+/// How far the address is rotated to the right to be mixed with itself: its lowest bits come to where the first one of
+/// an entry's number is, so that the mixture only has to be masked.
+const ROTATION: u32 = u32::BITS - ENTRY_SHIFT;
 
 const _: () = assert!(size_of::<JumpEntry>() == 1 << ENTRY_SHIFT);
 
@@ -57,7 +58,7 @@ impl JumpCache {
 
     fn slot(linear: u64) -> usize {
         let low = linear as u32;
-        (low ^ low.rotate_right(u32::from(ROTATION))) as usize % JUMP_CACHE_SIZE
+        ((low ^ low.rotate_right(ROTATION)) >> ENTRY_SHIFT) as usize % JUMP_CACHE_SIZE
     }
 
     /// The outer entry for an address, if known.
@@ -75,13 +76,12 @@ impl JumpCache {
 /// `from` if the entry is another address's, and to `reload` if it has another fetch key. Uses RFLAGS.
 pub(super) fn emit_search(a: &mut Asm, bmi2: bool, from: Label, reload: Label) {
     if bmi2 {
-        a.rorx32(S2, S1, ROTATION);
+        a.rorx32(S2, S1, ROTATION as u8);
     } else {
         a.mov32(S2, S1);
-        a.shift(1, S2, ROTATION, false);
+        a.shift(1, S2, ROTATION as u8, false);
     }
     a.alu_rr32(Alu::Xor, S2, S1);
-    a.shift(4, S2, ENTRY_SHIFT, false);
     a.and_imm32(S2, ((JUMP_CACHE_SIZE - 1) << ENTRY_SHIFT) as i32);
     a.alu_gs(Alu::Add, S2, JUMPS);
     a.alu_rm(Alu::Cmp, S1, S2, LINEAR);

@@ -37,7 +37,7 @@ use super::operand::{self, Place};
 use super::share::RangeCheck;
 use super::shared::{BUDGET, LIMIT, home};
 use super::thunks::Exit;
-use super::transfer::{self, Target};
+use super::transfer::{self, Callee, Target};
 use super::unit::Next;
 use crate::mmu::OFFSET;
 use iced_x86::{Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
@@ -294,7 +294,7 @@ impl Builder<'_> {
     /// Looks at the trackers of an iteration's stores before the next one. The last instruction has jumped.
     fn see_stores_of_body(&mut self, unseen: u8, last: &Instruction) {
         self.shares.unseen = unseen;
-        self.call = Target::of(last);
+        self.call = Target::of(last).map(Callee::At);
         let site = self.site();
         if let Some(site) = self.context.sites.get_mut(site) {
             site.next = Next::Spare;

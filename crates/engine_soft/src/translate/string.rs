@@ -5,7 +5,7 @@
 
 use super::asm::{S1, S2, cc};
 use super::block::{After, Builder, Unknown};
-use super::flags::FlagUse;
+use super::flags::FlagHome;
 use super::memory::{GuestAddress, Want, Width};
 use super::shared::{DIRECTION, SPARE};
 use crate::cpu::{gpr, seg};
@@ -153,8 +153,7 @@ impl Builder<'_> {
     /// Compares two host registers for the guest.
     fn compare(&mut self, left: u8, right: u8, size: u8) {
         self.asm.compare_sized(left, right, size);
-        self.flags_after(FlagUse::Replaces);
         // Its operands are gone.
-        self.made = None;
+        (self.flags, self.made, self.remake) = (FlagHome::Live, None, None);
     }
 }

@@ -19,7 +19,7 @@ use super::shared::{
 use super::thunks::Exit;
 use super::unit::{Link, Next, PAGE};
 use crate::cpu::{gpr, seg};
-use iced_x86::{Code, ConditionCode, Instruction, OpKind};
+use iced_x86::{Code, ConditionCode, Instruction, OpKind, Register};
 
 /// Number of RSP.
 const RSP: u8 = gpr::RSP / 8;
@@ -54,6 +54,14 @@ pub(super) struct Target {
     pub size: u8,
     /// The branch's site, if it faults on a target behind the limit of CS.
     pub site: Option<usize>,
+}
+
+/// Where a call leads.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Callee {
+    At(Target),
+    /// In a register, as an operand of a number of bytes.
+    In(Register, u8),
 }
 
 impl Target {
@@ -350,7 +358,7 @@ impl Builder<'_> {
             self.asm.jcc(cc::A, slow);
             self.clobbered();
         }
-        self.call = Some(to);
+        self.call = Some(Callee::At(to));
         self.push_return(to.size);
         let to = Target { site: None, ..to };
         match self.landing_place(to.size) {
@@ -361,15 +369,24 @@ impl Builder<'_> {
     }
 
     fn call_indirect(&mut self, i: &Instruction, size: u8) -> Result<(), Unknown> {
-        self.indirect_target(i, size)?;
-        self.asm.store_gs(SPARE, S1);
+        // A register still holds the target behind the push, but for the one that is pushed with.
+        let kept = i.op0_kind() == OpKind::Register && operand::number(i.op0_register()) != RSP;
+        if kept {
+            self.call = Some(Callee::In(i.op0_register(), size));
+        } else {
+            self.indirect_target(i, size)?;
+            self.asm.store_gs(SPARE, S1);
+        }
         self.push_return(size);
         if let Some(next) = self.landing_place(size) {
             self.save_flags();
             let (body, _) = self.call_landing(next);
             self.asm.bind(body);
         }
-        self.asm.load_gs(S1, SPARE);
+        match self.call {
+            Some(callee) => self.put_callee(callee),
+            None => self.asm.load_gs(S1, SPARE),
+        }
         let undo = Undo { site: self.site(), stack: i32::from(size) };
         self.jump_cache(Some(undo));
         Ok(())
@@ -384,13 +401,21 @@ impl Builder<'_> {
             return Ok(());
         }
         self.save_flags();
-        let register = i.op0_register();
+        self.put_callee(Callee::In(i.op0_register(), size));
+        Ok(())
+    }
+
+    /// Puts where a call leads into [`S1`]; keeps flags.
+    pub fn put_callee(&mut self, callee: Callee) {
+        let (register, size) = match callee {
+            Callee::At(target) => return self.put_target(target),
+            Callee::In(register, size) => (register, size),
+        };
         match (operand::place(register), size) {
             (Place::Host(host), 2) => self.asm.zero_extend16(S1, host),
             (Place::Host(host), 4) => self.asm.mov32(S1, host),
             (Place::Host(host), _) => self.asm.mov(S1, host),
             (Place::Home, _) => self.asm.load_gs(S1, home(operand::number(register))),
         }
-        Ok(())
     }
 }

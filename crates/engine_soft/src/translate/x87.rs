@@ -104,7 +104,7 @@ impl Builder<'_> {
                     self.need_flags();
                 }
                 self.encode(i);
-                self.flags_after(used);
+                self.flags_after(i, used);
             }
             Some(address) if i.mnemonic() == Mnemonic::Fldcw => self.load_control(&address),
             Some(address) => {
