@@ -3,8 +3,8 @@
 //! Guest instructions are encoded by `iced-x86`; this is for the fixed sequences around them. Registers are
 //! hardware numbers. Nothing here is guest input.
 
-/// First scratch register: R14.
-pub(super) const S1: u8 = 14;
+/// First scratch register: R11.
+pub(super) const S1: u8 = 11;
 /// Second scratch register: R13.
 pub(super) const S2: u8 = 13;
 /// Where the guest's RSP lives: R15.

@@ -58,6 +58,8 @@ pub(super) enum Cold {
     Far { from: Label, to: Target, flags: FlagHome },
     /// The host's stack is full of frames.
     Deep { from: Label, back: Label },
+    /// A return from another page, behind a call in the page.
+    FarReturn { from: Label, back: Label },
     /// A return to another address than behind the call, at whose landing it arrived.
     Landing { other: Label, next: u16 },
     /// A jump cache miss: the linear address is in [`S1`], or in the entry that [`S2`] points to.
@@ -142,6 +144,7 @@ impl Builder<'_> {
                     self.jump_out(to);
                 }
                 Cold::Deep { from, back } => self.emit_too_deep(from, back),
+                Cold::FarReturn { from, back } => self.emit_far_return(from, back),
                 Cold::Landing { other, next } => self.emit_other_return(other, next),
                 Cold::Miss { from, reload, bad, undo } => self.emit_miss(from, reload, bad, undo),
             }

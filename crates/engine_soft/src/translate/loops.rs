@@ -362,9 +362,10 @@ impl Builder<'_> {
     /// Chooses guest registers that change places, and renames them in the instructions.
     fn choose_swaps(&mut self) -> Vec<Swap> {
         let (uses, fixed) = self.uses();
-        let mut homed: Vec<u8> = (13..16).filter(|&n| uses[usize::from(n)] > 0).collect();
-        let free = |&n: &u8| !fixed[usize::from(n)];
-        let mut hosted: Vec<u8> = (0..13).filter(free).collect();
+        let (mut homed, mut hosted): (Vec<u8>, Vec<u8>) =
+            (0..16).partition(|&n| operand::place(operand::wide(n)) == Place::Home);
+        homed.retain(|&n| uses[usize::from(n)] > 0);
+        hosted.retain(|&n| !fixed[usize::from(n)]);
         homed.sort_by_key(|&n| std::cmp::Reverse(uses[usize::from(n)]));
         hosted.sort_by_key(|&n| uses[usize::from(n)]);
         let pairs = homed.into_iter().zip(hosted);

@@ -1,10 +1,11 @@
 //! Where guest registers live in translated code, and instructions with registers changed accordingly.
 //!
 //! Guest registers live in the host registers of the same name, but for RSP, which lives in R15 because the
-//! host's RSP stays on the host's stack, and R13 to R15, which stay in [`Cpu::regs`](crate::cpu::Cpu::regs)
-//! because R13 and R14 are scratch.
+//! host's RSP stays on the host's stack, and R11, R13 and R15, which stay in [`Cpu::regs`](crate::cpu::Cpu::regs)
+//! because R11 and R13 are scratch. Of these three compilers make least use: R11 comes last of what a function may lose,
+//! R13 and R15 late of what it has to keep.
 
-use super::asm::GUEST_RSP;
+use super::asm::{GUEST_RSP, HOST_RSP, S1, S2};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 
 /// Where a guest register lives.
@@ -20,11 +21,13 @@ pub(super) enum Place {
 pub(super) const HOST_OF: [Place; 16] = {
     let mut places = [Place::Home; 16];
     let mut number = 0;
-    while number < 13 {
-        places[number] = Place::Host(number as u8);
+    while number < 16 {
+        if !matches!(number, S1 | S2 | GUEST_RSP | HOST_RSP) {
+            places[number as usize] = Place::Host(number);
+        }
         number += 1;
     }
-    places[4] = Place::Host(GUEST_RSP);
+    places[HOST_RSP as usize] = Place::Host(GUEST_RSP);
     places
 };
 
@@ -128,7 +131,7 @@ pub(super) fn rename(i: &mut Instruction, homed: &[Homed], scratch: &[u8]) {
             Place::Home => {
                 let guest = number(register);
                 let index = homed.iter().position(|held| held.guest == guest).unwrap_or(0);
-                scratch.get(index).copied().unwrap_or(super::asm::S1)
+                scratch.get(index).copied().unwrap_or(S1)
             }
         };
         i.set_op_register(at, sized(register, host));

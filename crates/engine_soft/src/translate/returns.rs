@@ -53,7 +53,7 @@ impl Builder<'_> {
     /// A direct call, whose return address is pushed, with its landing at `next`.
     pub fn predicted_call(&mut self, to: Target, next: u16) {
         self.save_flags();
-        let (from, at) = self.call_landing(next);
+        let (from, at) = self.call_landing(next, in_page(to.at).is_some());
         match in_page(to.at) {
             Some(target) if target > self.offset => {
                 self.cold.push(Cold::Link { from, at, target, flags: FlagHome::Saved });
@@ -70,8 +70,8 @@ impl Builder<'_> {
     }
 
     /// Calls a label, which is to be bound, and emits the landing behind it. Gives the displacement's address, too.
-    /// Flags are saved.
-    pub fn call_landing(&mut self, next: u16) -> (Label, u64) {
+    /// Flags are saved. A call that stays in the page is `near`.
+    pub fn call_landing(&mut self, next: u16, near: bool) -> (Label, u64) {
         let (deep, back, body) = (self.asm.label(), self.asm.label(), self.asm.label());
         self.asm.alu_gs(Alu::Cmp, HOST_RSP, DEEPEST);
         self.asm.jcc(cc::B, deep);
@@ -80,19 +80,29 @@ impl Builder<'_> {
         let at = self.asm.call(body);
         self.cold.push(Cold::Deep { from: deep, back });
         self.clobbered();
-        self.emit_landing(next);
+        self.emit_landing(next, near);
         (body, at)
     }
 
-    /// Where the call's return arrives with the guest's target in [`S1`] and the site of the return in [`S2`].
-    fn emit_landing(&mut self, next: u16) {
+    /// Where the call's return arrives with the guest's target in [`S1`] and the site of the return in [`S2`]; from the same
+    /// page if the call was `near`, as a rule.
+    fn emit_landing(&mut self, next: u16, near: bool) {
         let (other, leave) = (self.asm.label(), self.asm.label());
         let a = &mut self.asm;
         a.lea(S1, S1, -i32::from(next));
         a.alu_rm(Alu::Cmp, S1, HOST_RSP, 0);
         a.lea(HOST_RSP, HOST_RSP, 8);
         a.jcc(cc::NE, other);
-        a.store_gs(RIP_PAGE, S1);
+        if near {
+            // Without a store the next call need not wait for one.
+            let far = self.asm.label();
+            self.asm.alu_gs(Alu::Cmp, S1, RIP_PAGE);
+            self.asm.jcc(cc::NE, far);
+            let back = self.asm.mark();
+            self.cold.push(Cold::FarReturn { from: far, back });
+        } else {
+            self.asm.store_gs(RIP_PAGE, S1);
+        }
         self.count_return();
         self.look_at_events(leave);
         self.look_at_generation(leave);
@@ -108,6 +118,13 @@ impl Builder<'_> {
         self.asm.bind(other);
         self.asm.lea(S1, S1, next.into());
         self.asm.jmp_to(self.context.thunks.return_elsewhere);
+    }
+
+    /// A call in the page returns from another page.
+    pub fn emit_far_return(&mut self, from: Label, back: Label) {
+        self.asm.bind(from);
+        self.asm.store_gs(RIP_PAGE, S1);
+        self.asm.jmp(back);
     }
 
     /// There are too many frames: forgets them.

@@ -380,7 +380,7 @@ impl Builder<'_> {
         self.push_return(size);
         if let Some(next) = self.landing_place(size) {
             self.save_flags();
-            let (body, _) = self.call_landing(next);
+            let (body, _) = self.call_landing(next, false);
             self.asm.bind(body);
         }
         match self.call {

@@ -7,6 +7,7 @@ mod hostile;
 mod legacy;
 mod loops;
 mod pages;
+mod returns;
 mod shares;
 mod stack;
 mod strings;
