@@ -12,6 +12,7 @@ use super::block::Builder;
 use super::flags::{FlagHome, FlagUse, flag_use};
 use super::memory::GuestAddress;
 use super::operand::{self, Place};
+use super::transfer::{Target, in_page};
 use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 /// How far to look ahead, in instructions.
@@ -128,9 +129,21 @@ impl Builder<'_> {
         false
     }
 
+    /// Where an instruction jumps back in the page, if nothing else happens there: not to the start of the block.
+    fn jumps_back_to(&self, i: &Instruction) -> Option<u16> {
+        let plain = i.is_jmp_short_or_near() && self.swaps.is_empty() && self.context.kind.is_flat();
+        let target = Target::of(i).filter(|_| plain).and_then(|target| in_page(target.at))?;
+        let start = self.instructions.first()?.ip();
+        (u64::from(target) <= i.ip() && u64::from(target) != start).then_some(target)
+    }
+
     /// How a jump back in the page can make the flags again if it has to be left there; `None` also if the flags
     /// matter at its target.
     pub fn remake_for_jump(&mut self, target: u16) -> Option<Remake> {
+        if self.remake.is_some() {
+            // They were found to be dead at the target when they were not saved.
+            return self.remake;
+        }
         let here = self.swaps.is_empty() && self.context.kind.is_flat();
         if self.flags != FlagHome::Live || !here || !self.are_dead_at(target) {
             return None;
@@ -193,6 +206,9 @@ impl Builder<'_> {
     fn are_only_seen_aside(&mut self, inputs: [Register; 2], mut changed: bool) -> bool {
         for at in self.index..self.instructions.len().min(self.index + HORIZON) {
             let i = self.instructions[at];
+            if let Some(target) = self.jumps_back_to(&i) {
+                return !changed && self.are_dead_at(target);
+            }
             if i.rflags_read() != 0 || !self.is_surely_copied(&i) || self.may_call(at) && changed {
                 return false;
             }

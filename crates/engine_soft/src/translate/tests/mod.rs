@@ -1,6 +1,7 @@
 //! Translated code against the interpreter: random programs, from the same state, to the same end.
 
 mod crossing;
+mod flags;
 mod generate;
 mod golden;
 mod hostile;
