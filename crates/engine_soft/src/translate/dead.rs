@@ -9,7 +9,7 @@
 
 use super::asm::{S1, S2};
 use super::block::Builder;
-use super::flags::{FlagHome, FlagUse, flag_use};
+use super::flags::{FlagHome, FlagUse, flag_use, keeps_carry};
 use super::memory::GuestAddress;
 use super::operand::{self, Place};
 use super::transfer::{Target, in_page};
@@ -52,10 +52,14 @@ fn remake_of(i: &Instruction) -> Option<(Remake, [Register; 2])> {
     }
     let to = i.op0_register();
     let register = |register: Register| register.is_gpr() && !operand::is_high_byte(register);
-    let Place::Host(host) = operand::place(to) else { return None };
     if !register(to) {
         return None;
     }
+    if matches!(i.mnemonic(), M::Cmp | M::Test) && operand::cold_form(i).is_some() {
+        let from = if i.op1_kind() == OpKind::Register { i.op1_register() } else { Register::None };
+        return Some((Remake::Again(*i), [to.full_register(), from.full_register()]));
+    }
+    let Place::Host(host) = operand::place(to) else { return None };
     if matches!(i.mnemonic(), M::And | M::Or | M::Xor) {
         return Some((Remake::Test(host, to.size() as u8), [to.full_register(), Register::None]));
     }
@@ -194,7 +198,7 @@ impl Builder<'_> {
     /// Whether flags that an INC or DEC makes, which comes first in the block to touch them, are only seen where they can be
     /// made again.
     pub fn count_is_only_seen_aside(&mut self, at: usize) -> bool {
-        let Some(i) = self.instructions.get(at).copied().filter(super::flags::keeps_carry) else { return false };
+        let Some(i) = self.instructions.get(at).copied().filter(keeps_carry) else { return false };
         let index = std::mem::replace(&mut self.index, at + 1);
         let seen_aside = remake_of(&i).is_some_and(|(_, inputs)| self.are_only_seen_aside(inputs, false));
         self.index = index;
@@ -215,6 +219,8 @@ impl Builder<'_> {
             match flag_use(&i) {
                 FlagUse::Replaces => return true,
                 FlagUse::None => {}
+                // Side ways behind it would see flags of both.
+                FlagUse::Changes if keeps_carry(&i) => changed = true,
                 FlagUse::Reads | FlagUse::Changes => return false,
             }
             changed |= self.writes_any(at, inputs);
@@ -260,7 +266,7 @@ impl Builder<'_> {
 
     /// Encodes an instruction on registers with those of the host, or, for ADD and SUB, INC and DEC, its inverse.
     fn emit_renamed(&mut self, i: &Instruction, inverse: bool) {
-        let mut renamed = *i;
+        let mut renamed = operand::cold_form(i).unwrap_or(*i);
         operand::rename(&mut renamed, &[], &[S1, S2]);
         let mut encoder = Encoder::new(64);
         let Ok(len) = encoder.encode(&renamed, 0) else {

@@ -167,6 +167,13 @@ pub(super) fn at_home(i: &Instruction, homed: &[Homed]) -> Option<Instruction> {
     Some(changed)
 }
 
+/// As [`at_home`], for a comparison of registers of which one is kept in memory.
+pub(super) fn cold_form(i: &Instruction) -> Option<Instruction> {
+    let homed = homed(i, |_| OpAccess::Read)?;
+    let known = (0..i.op_count()).all(|at| i.op_kind(at) != OpKind::Memory && !is_high_byte(i.op_register(at)));
+    (known && homed.len() == 1).then(|| at_home(i, &homed))?
+}
+
 /// Whether an operand of an encoding can be memory.
 fn takes_memory(code: Code, at: u32) -> bool {
     use OpCodeOperandKind as K;
