@@ -31,13 +31,18 @@ impl Cpu {
         self.update_tags();
     }
 
-    /// Looks where the current array is. To be called whenever entries of it are void: there may be a copy of one.
+    /// Looks where the current array is. To be called whenever entries of it are void: there may be a copy of one, and pointers
+    /// into an array that is no longer the current one.
     pub(super) fn update_array(&mut self) {
         let mmu = &mut self.mmu;
         // A block that is rehearsed has its stores noted on the slow path.
         let open = !(mmu.check_alignment || mmu.check_breakpoints) && self.store_log.is_none();
-        (mmu.array, mmu.mask) = mmu.tlb.start(mmu.accessor as usize, open);
+        let (array, mask) = mmu.tlb.start(mmu.accessor as usize, open);
         mmu.stack.limit = 0;
+        if (array, mask) != (mmu.array, mmu.mask) {
+            mmu.hints.enter((array, mask), mmu.accessor == Accessor::User);
+        }
+        (mmu.array, mmu.mask) = (array, mask);
     }
 
     /// Before the processor goes idle at `now` nanoseconds: now and then, the TLB gives memory back.

@@ -13,6 +13,7 @@
 pub mod access;
 mod array;
 pub mod control;
+mod hints;
 pub mod segment;
 pub use access::Plain;
 mod slow;
@@ -23,6 +24,7 @@ mod tests;
 pub(crate) mod tlb;
 pub mod walk;
 
+pub(crate) use hints::Hints;
 pub(crate) use tlb::{ENTRY_SHIFT, LONGEST_ON_STACK, OFFSET, StackPage, TlbEntry};
 
 use tlb::Tlb;
@@ -83,6 +85,8 @@ pub struct Mmu {
     pub(crate) mask: u64,
     pub(crate) tlb: Tlb,
     pub(crate) stack: StackPage,
+    /// Entries of the current array that translated code looks at first.
+    pub(crate) hints: Hints,
     fetch: Box<[FetchEntry]>,
     accessor: Accessor,
     space: u16,
@@ -127,6 +131,7 @@ impl Mmu {
             mask,
             tlb,
             stack: StackPage::default(),
+            hints: Hints::new((array, mask)),
             fetch: vec![FetchEntry { linear: 1, key: 0, physical: 0 }; FETCH_SIZE].into_boxed_slice(),
             accessor: Accessor::User,
             space: 1,

@@ -75,6 +75,9 @@ impl TlbEntry {
         TlbEntry { read: other, write: other, addend: 0, flags: std::ptr::null() }
     }
 
+    /// Pages below this are what [`TlbEntry::nothing`] gives.
+    pub const END_OF_NOTHING: u64 = 2 * (OFFSET + 1);
+
     /// A page in none of whose slots it is: what an entry without a right holds.
     pub const fn nothing(slot: usize) -> u64 {
         if slot == 0 { OFFSET + 1 } else { 0 }

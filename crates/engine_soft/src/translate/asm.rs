@@ -35,6 +35,7 @@ pub(super) mod cc {
     pub const B: u8 = 2;
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
+    pub const S: u8 = 8;
     pub const A: u8 = 7;
     pub const L: u8 = 12;
     pub const G: u8 = 15;
@@ -305,6 +306,19 @@ impl Asm {
     pub fn alu_gs32_imm(&mut self, op: Alu, offset: usize, value: u32) {
         self.raw(&[0x65, 0x81]);
         self.gs_modrm(op as u8 >> 3, offset);
+        self.imm32(value);
+    }
+
+    /// `sub dword gs:[offset], value`.
+    pub fn sub_gs32(&mut self, offset: usize, value: u8) {
+        self.raw(&[0x65, 0x83]);
+        self.gs_modrm(5, offset);
+        self.bytes.push(value);
+    }
+
+    /// `test eax, value`: no more than a place for a number where RFLAGS does not matter.
+    pub fn test_eax(&mut self, value: u32) {
+        self.bytes.push(0xa9);
         self.imm32(value);
     }
 

@@ -61,6 +61,8 @@ pub(super) struct Context<'a> {
     /// Bytes of the page, as far as a block can reach, and some before it; elsewhere zeros.
     pub page: &'a [u8; PAGE],
     pub generation: (u64, u32),
+    /// Whether checks look at [`super::hints`].
+    pub hints: bool,
     /// Where code memory starts.
     pub memory_start: u64,
     /// Addresses that no block has, or goes beyond.
@@ -110,6 +112,8 @@ pub(super) struct Builder<'a> {
     pub swaps: Vec<Swap>,
     /// Bytes of the page on which the translation depends.
     depends: Option<Range<u16>>,
+    /// The second translation of a loop is emitted.
+    pub in_loop: bool,
 }
 
 /// A translated block.
@@ -158,6 +162,7 @@ impl<'a> Builder<'a> {
             closing: None,
             swaps: Vec::new(),
             depends: None,
+            in_loop: false,
         }
     }
 

@@ -111,6 +111,17 @@ impl CodeMemory {
         unsafe { self.writable.add(offset).cast::<u32>().write_unaligned(displacement) };
     }
 
+    /// Makes the `jb` whose 32-bit displacement is `at` bytes from the start jump always. The processor that runs the code is
+    /// the caller's.
+    pub fn always_jump(&mut self, at: u32) {
+        const NOP_AND_JMP: [u8; 2] = [0x90, 0xe9];
+        let Some(opcode) = (at as usize).checked_sub(2).filter(|opcode| opcode + 6 <= self.used) else {
+            return;
+        };
+        // SAFETY: two bytes below `used`, the opcode of a jump whose displacement counts from the same end.
+        unsafe { self.writable.add(opcode).cast::<[u8; 2]>().write(NOP_AND_JMP) };
+    }
+
     /// Bytes in use.
     pub fn used(&self) -> usize {
         self.used

@@ -5,6 +5,7 @@ use super::asm::{Label, Refers, S1, S2};
 use super::block::{Builder, Undo};
 use super::dead::Remake;
 use super::flags::FlagHome;
+use super::hints::Compared;
 use super::memory::{GuestAddress, StackCheck};
 use super::share::Share;
 use super::thunks::Exit;
@@ -44,6 +45,8 @@ pub(super) enum Cold {
         x87: Option<u16>,
         remake: Option<Remake>,
     },
+    /// A hint was not the right one.
+    Hint { from: Label, elsewhere: Label, back: Label, compared: Compared },
     /// A range was not found in the stack's page; flags are saved, or will be made again on a way further aside.
     Stack { from: Label, back: Label, wanted: StackCheck },
     /// Loads the vector registers.
@@ -117,6 +120,9 @@ impl Builder<'_> {
                     self.emit_share(retry, &start, share);
                 }
                 Cold::Stack { from, back, wanted } => self.emit_stack(from, back, &wanted),
+                Cold::Hint { from, elsewhere, back, compared } => {
+                    self.emit_hint([from, elsewhere], back, compared);
+                }
                 Cold::X87 { from, back, site } => self.emit_want_x87(from, back, site),
                 Cold::Vector { from, back, site, level, x87 } => {
                     self.asm.bind(from);

@@ -232,7 +232,7 @@ impl Builder<'_> {
     }
 
     /// Whether an instruction of the block writes one of two registers.
-    fn writes_any(&mut self, at: usize, registers: [Register; 2]) -> bool {
+    pub fn writes_any(&mut self, at: usize, registers: [Register; 2]) -> bool {
         let info = self.info.info(&self.instructions[at]);
         info.used_registers().iter().any(|used| {
             operand::writes(used.access()) && registers.contains(&used.register().full_register())

@@ -137,6 +137,7 @@ impl Builder<'_> {
     /// Emits the second translation, if the block is a loop; `first` is the entry of the first one with flags saved.
     pub fn emit_loop(&mut self, start: u16, first: Label) {
         let Some(closing) = self.closing.take() else { return };
+        self.in_loop = true;
         self.swaps = self.choose_swaps();
         let counter = self.find_counter();
         self.plan_loop(counter.is_some());
@@ -169,7 +170,7 @@ impl Builder<'_> {
         let mut bounded = false;
         for check in self.shares.loop_checks() {
             self.linear(&check.start);
-            self.check_range(&check, ways.failed);
+            self.check_range(&check, None, ways.failed);
             if check.stride != 0 {
                 debug_assert!(ways.counter.is_some(), "what an address moves by is a counter's step");
                 self.allowed_by(&check);

@@ -391,11 +391,9 @@ impl Builder<'_> {
         }
         let page = tag_of(store) as i32;
         let (addend, tracker) = (offset_of!(TlbEntry, addend) as i32, offset_of!(TlbEntry, flags) as i32);
-        self.find_entry();
+        let hint = self.hint_for(at);
+        self.find_in_page(hint, store, size as i32, slow);
         let a = &mut self.asm;
-        a.alu_rm(Alu::Xor, S1, S2, page);
-        a.cmp_imm(S1, OFFSET as i32 + 1 - size as i32);
-        a.jcc(cc::A, slow);
         if want.aligned && size > 1 {
             a.test_imm32(S1, size - 1);
             a.jcc(cc::NE, slow);
@@ -438,11 +436,6 @@ impl Builder<'_> {
         a.jcc(cc::A, slow);
         a.load_gs(S2, segment_base(segment));
         a.lea_full(S1, Address { base: Some(S1), index: Some(S2), scale: 0, disp: 0 }, false);
-    }
-
-    /// As the function of that name.
-    pub fn find_entry(&mut self) {
-        find_entry(&mut self.asm, self.context.thunks.bmi2);
     }
 
     /// Makes sure that `size` bytes at a guest address are in one page that may be used so, as [`Builder::check_table`]

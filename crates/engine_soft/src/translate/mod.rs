@@ -6,7 +6,7 @@
 //! | [`copy`], [`vector`], [`mod@x87`], [`mmx`] | instructions that are copied |
 //! | [`transfer`], [`returns`], [`stack`], [`mod@string`] | branches, calls; their returns; stack; strings |
 //! | [`mod@system`] | interrupt flag, SWAPGS, time-stamp counter |
-//! | [`memory`], [`share`], [`watch`] | the check of memory operands, of one or of several at once; who watches stores |
+//! | [`memory`], [`hints`], [`share`], [`watch`] | the check of memory operands, of one or of several at once; who watches stores |
 //! | [`loops`], [`values`] | the second translation of a loop; what registers hold, as far as a block's code tells |
 //! | [`mod@kind`] | modes: which kinds of code there are, and what of the legacy modes is brought into 64-bit form |
 //! | [`operand`], [`flags`], [`dead`] | where guest registers and flags live, and when flags do not matter |
@@ -45,6 +45,7 @@ mod copy;
 mod count;
 mod dead;
 mod flags;
+mod hints;
 mod jumps;
 pub(crate) mod kind;
 mod lookup;
@@ -82,6 +83,7 @@ use crate::insn::Insn;
 use crate::system::SystemState;
 use block::{Builder, Context};
 use cache::CodeMemory;
+use hints::Strikes;
 use jumps::JumpCache;
 use perf_map::PerfMap;
 use share::Share;
@@ -165,6 +167,8 @@ pub struct TranslationCounts {
     pub verified: u64,
     /// Call-outs that went on at another block.
     pub gotos: u64,
+    /// Checks that no longer look at their hints.
+    pub hints_given_up: u64,
 }
 
 /// The translator of one processor.
@@ -188,6 +192,7 @@ pub struct Translator {
     decoded: Box<[(u32, Option<Insn>)]>,
     links: Vec<Link>,
     shares: Vec<Share>,
+    strikes: Strikes,
     deadline: Deadline,
     warm_up: u32,
     counted: bool,
@@ -235,6 +240,7 @@ impl Translator {
             decoded: vec![(0, None); DECODED].into_boxed_slice(),
             links: Vec::new(),
             shares: Vec::new(),
+            strikes: Strikes::default(),
             deadline: Deadline::new(events),
             warm_up: settings.warm_up,
             counted: settings.counted,
@@ -277,6 +283,7 @@ impl Translator {
         self.decoded.fill((0, None));
         self.links.clear();
         self.shares.clear();
+        self.strikes.clear();
         self.visits.fill(0);
         self.copied.clear();
     }
@@ -321,6 +328,7 @@ impl Translator {
             unit: place.unit,
             page: place.page,
             generation: unit.generation(),
+            hints: hints::are_worth_it(place.rip_page, kind.is_long()),
             memory_start: self.memory.start(),
             cuts,
             portable: store.is_some(),

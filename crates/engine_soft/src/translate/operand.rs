@@ -170,7 +170,8 @@ pub(super) fn at_home(i: &Instruction, homed: &[Homed]) -> Option<Instruction> {
 /// As [`at_home`], for a comparison of registers of which one is kept in memory.
 pub(super) fn cold_form(i: &Instruction) -> Option<Instruction> {
     let homed = homed(i, |_| OpAccess::Read)?;
-    let known = (0..i.op_count()).all(|at| i.op_kind(at) != OpKind::Memory && !is_high_byte(i.op_register(at)));
+    let known =
+        (0..i.op_count()).all(|at| i.op_kind(at) != OpKind::Memory && !is_high_byte(i.op_register(at)));
     (known && homed.len() == 1).then(|| at_home(i, &homed))?
 }
 

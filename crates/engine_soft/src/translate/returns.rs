@@ -26,9 +26,7 @@ use super::block::Builder;
 use super::cold::Cold;
 use super::flags::FlagHome;
 use super::jumps;
-use super::shared::{
-    DEEPEST, FETCH_KEY, FRAME, JUMPS_TAKEN, RETURNS, RETURNS_KEY, RIP, RIP_PAGE, SPARE,
-};
+use super::shared::{DEEPEST, FETCH_KEY, FRAME, JUMPS_TAKEN, RETURNS, RETURNS_KEY, RIP, RIP_PAGE, SPARE};
 use super::thunks::{Exit, Thunks};
 use super::transfer::{Target, in_page};
 

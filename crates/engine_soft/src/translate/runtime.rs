@@ -59,6 +59,12 @@ pub(super) extern "sysv64" fn time_stamp(cpu: *const Cpu) -> u64 {
     unsafe { &*cpu }.system.tsc()
 }
 
+/// After a hint missed, now and then.
+pub(super) extern "sysv64" fn note_missed_hint(cpu: *mut Cpu, place: u64) {
+    // SAFETY: as above.
+    unsafe { &mut *cpu }.note_missed_hint(place);
+}
+
 impl Cpu {
     /// Whether x87 instructions may run as the host's: not while an exception is unmasked, because that would be
     /// the host's.

@@ -27,13 +27,14 @@
 use super::asm::{Alu, Label, Refers, S1, S2, cc};
 use super::block::{Builder, LONGEST_BLOCK};
 use super::cold::Cold;
+use super::hints::Hint;
 use super::kind::CodeKind;
-use super::memory::{GuestAddress, HostOperand, StackCheck, Want, Width, tag_of};
+use super::memory::{GuestAddress, HostOperand, StackCheck, Want, Width};
 use super::operand;
 use super::shared::{SHARE_ADDEND, SHARE_TRACKER, SHARES};
 use super::values::{Key, PAGE_START, Values};
 use crate::cpu::gpr;
-use crate::mmu::{OFFSET, TlbEntry};
+use crate::mmu::TlbEntry;
 use crate::system::SystemState;
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use serde::{Deserialize, Serialize};
@@ -475,12 +476,9 @@ impl Builder<'_> {
 
     /// Emits the comparison of a range from the address in [`S1`] on, which leaves its offset in the page there, and the
     /// TLB's entry in [`S2`].
-    pub fn check_range(&mut self, check: &RangeCheck, from: Label) {
-        self.find_entry();
+    pub fn check_range(&mut self, check: &RangeCheck, hint: Option<Hint>, from: Label) {
+        self.find_in_page(hint, check.store, check.span, from);
         let a = &mut self.asm;
-        a.alu_rm(Alu::Xor, S1, S2, tag_of(check.store) as i32);
-        a.cmp_imm(S1, OFFSET as i32 + 1 - check.span);
-        a.jcc(cc::A, from);
         if check.alignment > 1 {
             a.test_imm32(S1, check.alignment - 1);
             a.jcc(cc::NE, from);
@@ -525,7 +523,8 @@ impl Builder<'_> {
             self.keep_found(&check, from);
         } else {
             self.linear(&start);
-            self.check_range(&check, from);
+            let hint = self.hint_for(&start);
+            self.check_range(&check, hint, from);
             self.keep_range(&check, from);
         }
         self.clobbered();

@@ -4,7 +4,7 @@ use super::count::Counted;
 use super::jumps::JumpEntry;
 use crate::cpu::{Cpu, seg};
 use crate::interp::simd::VectorState;
-use crate::mmu::{Mmu, StackPage};
+use crate::mmu::{Hints, Mmu, StackPage};
 use crate::msr::MsrFile;
 use crate::system::SystemState;
 use std::mem::offset_of;
@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub deepest: u64,
     /// The fetch key while they were made.
     pub returns_key: u64,
+    /// Misses of hints until one is looked at.
+    pub unseen_misses: u32,
     /// What ran, if it is counted.
     pub counted: Counted,
 }
@@ -90,6 +92,7 @@ impl Default for Shared {
             returns: 0,
             deepest: 0,
             returns_key: 0,
+            unseen_misses: super::hints::MISSES,
             counted: Counted::default(),
         }
     }
@@ -132,6 +135,7 @@ pub(super) const FRAME: usize = SHARED + offset_of!(Shared, frame);
 pub(super) const RETURNS: usize = SHARED + offset_of!(Shared, returns);
 pub(super) const DEEPEST: usize = SHARED + offset_of!(Shared, deepest);
 pub(super) const RETURNS_KEY: usize = SHARED + offset_of!(Shared, returns_key);
+pub(super) const UNSEEN_MISSES: usize = SHARED + offset_of!(Shared, unseen_misses);
 const COUNTED: usize = SHARED + offset_of!(Shared, counted);
 pub(super) const BLOCKS_RUN: usize = COUNTED + offset_of!(Counted, blocks);
 pub(super) const INSNS_RUN: usize = COUNTED + offset_of!(Counted, insns);
@@ -154,6 +158,8 @@ pub(super) const STACK_ENTRY: usize =
     offset_of!(Cpu, mmu) + offset_of!(Mmu, stack) + offset_of!(StackPage, entry);
 pub(super) const STACK_LIMIT: usize =
     offset_of!(Cpu, mmu) + offset_of!(Mmu, stack) + offset_of!(StackPage, limit);
+/// The first of the [`Hints`].
+pub(super) const HINTS: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, hints) + offset_of!(Hints, entries);
 pub(super) const CPL: usize = offset_of!(Cpu, cpl);
 pub(super) const SYSTEM_FLAGS: usize = offset_of!(Cpu, system_flags);
 /// Where CR4.TSD is: a byte, and the bit in it.

@@ -28,6 +28,7 @@ impl Translator {
             ("blocks_interpreted".to_owned(), counts.single),
             ("page_rests".to_owned(), counts.rests),
             ("blocks_verified".to_owned(), counts.verified),
+            ("hints_given_up".to_owned(), counts.hints_given_up),
             ("call_outs".to_owned(), self.call_outs()),
         ];
         all.extend(self.most_interpreted(memory));

@@ -12,10 +12,11 @@
 use super::asm::{Alu, Asm, HOST_RSP, RAX, S1, S2};
 use super::cache::CodeMemory;
 use super::operand::{HOST_OF, Place};
-use super::{returns, runtime};
 use super::shared::{
-    ARGUMENT, FIP, FPU, FRAME, HOST_MXCSR, MXCSR, OWN, SPARE, STACK_ENTRY, STACK_LIMIT, VECTOR, X87, YMM, home,
+    ARGUMENT, FIP, FPU, FRAME, HOST_MXCSR, MXCSR, OWN, SPARE, STACK_ENTRY, STACK_LIMIT, UNSEEN_MISSES,
+    VECTOR, X87, YMM, home,
 };
+use super::{returns, runtime};
 use crate::mmu::{OFFSET, StackPage, TlbEntry};
 use std::io;
 use std::mem::offset_of;
@@ -89,6 +90,11 @@ pub(super) struct Thunks {
     pub return_elsewhere: u64,
     /// Reads the time-stamp counter into RAX; RDX is lost.
     pub call_clock: u64,
+    /// Notes a missed hint, and keeps all registers but [`S2`]. Behind the call is `test eax, imm32` with the distance from the
+    /// displacement of the jump past the hint to the return address.
+    pub call_missed: u64,
+    /// [`find_entry`](super::memory::find_entry).
+    pub find_entry: u64,
     /// Whether the host has RORX.
     pub bmi2: bool,
     /// Leaves with an exit's number in EAX's place: see [`Thunks::leave`].
@@ -108,6 +114,8 @@ impl Thunks {
             self.find_on_stack[0],
             self.find_on_stack[1],
             self.return_elsewhere,
+            self.call_missed,
+            self.find_entry,
         ];
         LEFT_BY.map(|exit| self.leave(exit)).into_iter().chain(calls)
     }
@@ -384,6 +392,34 @@ fn call_query(a: &mut Asm, function: u64, moves: &Moves) {
     a.raw(&[0xc3]);
 }
 
+/// [`Thunks::call_missed`].
+fn call_missed(a: &mut Asm, moves: &Moves) {
+    // What the System V ABI lets the function change.
+    const CALLER_SAVED: [u8; 9] = [RAX, 1, 2, 6, 7, 8, 9, 10, 11];
+    let seen = a.label();
+    a.sub_gs32(UNSEEN_MISSES, 1);
+    a.jcc(super::asm::cc::S, seen);
+    a.ret();
+    a.bind(seen);
+    for reg in CALLER_SAVED {
+        a.push(reg);
+    }
+    moves.save(a);
+    // From the return address, the number in the instruction there.
+    a.alu_rm(Alu::Mov, 6, HOST_RSP, 8 * CALLER_SAVED.len() as i32);
+    a.load32(S2, 6, 1);
+    a.alu_rr(Alu::Sub, 6, S2);
+    a.load_gs(7, OWN);
+    a.mov_imm64(RAX, runtime::note_missed_hint as *const () as u64);
+    // call rax
+    a.raw(&[0xff, 0xd0]);
+    moves.load(a);
+    for reg in CALLER_SAVED.into_iter().rev() {
+        a.pop(reg);
+    }
+    a.ret();
+}
+
 /// Features of the host that change how blocks are translated: [`Thunks::bmi2`] and [`Thunks::x87`].
 pub(super) fn host_features() -> [bool; 2] {
     [is_x86_feature_detected!("bmi2"), is_x86_feature_detected!("xsave")]
@@ -422,6 +458,11 @@ pub(super) fn build(memory: &mut CodeMemory, fsgsbase: bool, counted: bool) -> i
     call(&mut a, runtime::want_x87 as *const () as u64, unwind_at, &moves);
     thunks.call_clock = a.here();
     call_query(&mut a, runtime::time_stamp as *const () as u64, &moves);
+    thunks.call_missed = a.here();
+    call_missed(&mut a, &moves);
+    thunks.find_entry = a.here();
+    super::memory::find_entry(&mut a, thunks.bmi2);
+    a.ret();
     for (thunk, tag) in [offset_of!(TlbEntry, read), offset_of!(TlbEntry, write)].into_iter().enumerate() {
         thunks.find_on_stack[thunk] = a.here();
         find_on_stack(&mut a, thunks.bmi2, tag);

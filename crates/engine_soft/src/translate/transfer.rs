@@ -13,9 +13,7 @@ use super::flags::FlagHome;
 use super::jumps;
 use super::memory::{GuestAddress, Want};
 use super::operand::{self, Place};
-use super::shared::{
-    CODE_LIMIT, EVENT_MASK, EVENTS, RIP, RIP_PAGE, SPARE, home, segment_base,
-};
+use super::shared::{CODE_LIMIT, EVENT_MASK, EVENTS, RIP, RIP_PAGE, SPARE, home, segment_base};
 use super::thunks::Exit;
 use super::unit::{Link, Next, PAGE};
 use crate::cpu::{gpr, seg};

@@ -158,6 +158,7 @@ fn translated(assemble: fn(&mut CodeAssembler) -> Assembled) -> String {
         unit: 0,
         page: &page,
         generation: (0x1234_5678_9abc, 7),
+        hints: true,
         memory_start: BASE,
         cuts: None,
         portable: false,

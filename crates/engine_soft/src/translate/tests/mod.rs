@@ -4,6 +4,7 @@ mod crossing;
 mod flags;
 mod generate;
 mod golden;
+mod hints;
 mod hostile;
 mod legacy;
 mod loops;

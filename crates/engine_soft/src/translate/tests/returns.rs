@@ -11,6 +11,7 @@ use engine::VmExit;
 use guest_memory::GuestMemory;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use x86::msr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -127,6 +128,35 @@ fn calls_through_registers_and_memory_return() {
     assert!(run_both(&code) > 0);
 }
 
+/// More frames than the host's stack could hold, if all were kept.
+#[test]
+fn recursion_does_not_fill_the_hosts_stack() {
+    const DEPTH: u32 = 1_000_000;
+    let mut a = CodeAssembler::new(64).expect("64 is a mode");
+    let (mut deeper, mut end) = (a.create_label(), a.create_label());
+    let mut assemble = || {
+        a.mov(ecx, DEPTH)?;
+        a.call(deeper)?;
+        a.hlt()?;
+        a.set_label(&mut deeper)?;
+        a.sub(ecx, 1)?;
+        a.je(end)?;
+        a.call(deeper)?;
+        a.inc(rdx)?;
+        a.set_label(&mut end)?;
+        a.ret()
+    };
+    assemble().expect("a legal program");
+    let code = a.assemble(CODE).expect("a legal program");
+    let memory = memory();
+    memory.write(CODE, &code).expect("is RAM");
+    let mut state = start();
+    state.gprs[4] = LINEAR + (3000 << 12);
+    let mut cpu = processor(memory, &state, true);
+    assert_eq!(cpu.run(&NoDevices, None), VmExit::Halted);
+    assert_eq!(cpu.save().gprs[2], u64::from(DEPTH) - 1);
+}
+
 /// What a subroutine does to its return address.
 #[test]
 fn returns_to_elsewhere_get_there() {
@@ -240,6 +270,134 @@ fn code_behind_a_call_may_change_before_the_return() {
     run_both(&code);
 }
 
+/// Another processor, or a device, writes there while the subroutine waits for it.
+#[test]
+fn code_behind_a_call_may_be_changed_by_others() {
+    const READY: u64 = LINEAR + 0x10_0000;
+    const DONE: u64 = READY + 8;
+    let (ready, done) = (physical(0x100), physical(0x100) + 8);
+    let mut a = CodeAssembler::new(64).expect("64 is a mode");
+    let (mut again, mut wait, mut changed) = (a.create_label(), a.create_label(), a.create_label());
+    let mut assemble = || {
+        a.mov(ebp, ROUNDS)?;
+        a.mov(rbx, DONE)?;
+        a.mov(rsi, READY)?;
+        a.set_label(&mut again)?;
+        a.call(wait)?;
+        a.set_label(&mut changed)?;
+        // mov al, imm8
+        a.mov(al, 1)?;
+        a.add(rdx, rax)?;
+        a.sub(ebp, 1)?;
+        a.jne(again)?;
+        a.hlt()?;
+        a.set_label(&mut wait)?;
+        a.mov(qword_ptr(rsi), rbp)?;
+        let mut poll = a.create_label();
+        a.set_label(&mut poll)?;
+        a.cmp(byte_ptr(rbx + rbp), 0)?;
+        a.je(poll)?;
+        a.ret()
+    };
+    assemble().expect("a legal program");
+    let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
+    let code = a.assemble_options(CODE, options).expect("a legal program");
+    let at = code.label_ip(&changed).expect("it is there");
+    let memory = memory();
+    memory.write(CODE, &code.inner.code_buffer).expect("is RAM");
+    let mut state = start();
+    state.gprs[0] = 0;
+    let mut cpu = processor(Arc::clone(&memory), &state, true);
+    let other = std::thread::spawn(move || {
+        for wanted in (1..=u64::from(ROUNDS)).rev() {
+            let mut round = [0; 8];
+            while u64::from_le_bytes(round) != wanted {
+                memory.read(ready, &mut round).expect("is RAM");
+                std::thread::yield_now();
+            }
+            if wanted == 1 {
+                memory.write(at + 1, &[100]).expect("is RAM");
+            }
+            memory.write(done + wanted, &[1]).expect("is RAM");
+        }
+    });
+    assert_eq!(cpu.run(&NoDevices, None), VmExit::Halted);
+    other.join().expect("the other processor does not panic");
+    assert_eq!(cpu.save().gprs[2], u64::from(ROUNDS) - 1 + 100);
+}
+
+/// The kernel's frames are not the user's: a user's return to behind a kernel's call faults.
+#[test]
+fn a_user_does_not_return_into_the_kernel() {
+    const KERNEL_ROUNDS: u32 = 10;
+    const USER: u64 = 0x5_0000;
+    const USER_STACK: u64 = 0x5_1800;
+    const KERNEL_STACK: u64 = LINEAR + 0x8800;
+    let mut a = CodeAssembler::new(64).expect("64 is a mode");
+    let mut labels: [_; 5] = std::array::from_fn(|_| a.create_label());
+    let [again, behind, leave, entry, user] = &mut labels;
+    let mut assemble = || {
+        a.mov(ebp, KERNEL_ROUNDS + 3)?;
+        a.set_label(again)?;
+        a.call(*leave)?;
+        a.set_label(behind)?;
+        a.add(edx, 1)?;
+        a.sub(ebp, 1)?;
+        a.jne(*again)?;
+        a.hlt()?;
+        a.set_label(leave)?;
+        // The first rounds stay in the kernel.
+        a.cmp(ebp, 3)?;
+        a.jbe(*user)?;
+        a.ret()?;
+        a.set_label(user)?;
+        a.mov(rcx, USER)?;
+        a.mov(r11d, 2)?;
+        // The user returns to its next instruction, and in the last round to behind the kernel's call.
+        a.mov(rax, USER + 1)?;
+        a.lea(rbx, ptr(*behind))?;
+        a.cmp(ebp, 1)?;
+        a.cmove(rax, rbx)?;
+        a.mov(rsp, USER_STACK)?;
+        a.mov(qword_ptr(rsp), rax)?;
+        a.sysretq()?;
+        a.set_label(entry)?;
+        a.mov(rsp, KERNEL_STACK)?;
+        a.sub(ebp, 1)?;
+        a.jmp(*again)
+    };
+    assemble().expect("a legal program");
+    let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
+    let code = a.assemble_options(CODE, options).expect("a legal program");
+    let [behind, entry] = [1, 3].map(|label| code.label_ip(&labels[label]).expect("it is there"));
+    // ret; syscall
+    let user = [0xc3, 0x0f, 0x05];
+    let mut state = start();
+    state.set_msr(msr::LSTAR, entry);
+    state.set_msr(msr::STAR, 0x1b << 48 | 8 << 32);
+    let mut pair = [false, true].map(|translate| {
+        let memory = memory();
+        memory.write(CODE, &code.inner.code_buffer).expect("is RAM");
+        memory.write(USER, &user).expect("is RAM");
+        // The way to the pages of the user.
+        for (at, entry) in [
+            (0x30_0000, 0x30_1007),
+            (0x30_1000, 0x30_2007),
+            (0x30_2000, 0x30_3007),
+            (0x30_3000 + 8 * (USER >> 12), USER | 7),
+            (0x30_3000 + 8 * (USER_STACK >> 12), USER_STACK & !0xfff | 7),
+        ] {
+            memory.write(at, &u64::to_le_bytes(entry)).expect("is RAM");
+        }
+        processor(memory, &state, translate)
+    });
+    let exits = [0, 1].map(|index: usize| pair[index].run(&NoDevices, None));
+    let [a, b] = &pair;
+    compare(0, &code.inner.code_buffer, &state, [a, b], exits);
+    assert!(b.shared.counted.returns > 0);
+    assert_eq!((b.save().cr2, b.save().gprs[2]), (behind, u64::from(KERNEL_ROUNDS)));
+}
+
 /// The caller's page is mapped elsewhere before the return: other code is behind the call then.
 #[test]
 fn the_page_behind_a_call_may_change_before_the_return() {
@@ -322,7 +480,6 @@ fn a_kick_ends_a_tree_of_calls() {
     });
     assert_eq!(cpu.run(&NoDevices, None), VmExit::Kicked);
     kicker.join().expect("the kicker does not panic");
-    assert!(cpu.shared.counted.returns > 0);
 }
 
 /// Random subroutines that call later ones, in several pages, and sometimes return by a jump.

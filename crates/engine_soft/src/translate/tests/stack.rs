@@ -20,7 +20,7 @@ fn at(page: u64) -> u64 {
 }
 
 /// Runs a program on both; gives the processors.
-fn run_both(
+pub(super) fn run_both(
     program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
     change: impl Fn(&mut x86::CpuState),
 ) -> [Cpu; 2] {
