@@ -93,24 +93,7 @@ impl Builder<'_> {
                     self.swap_aside();
                     self.back_to(back, flags);
                 }
-                Cold::Note { from, site, back, flags, tracker, call, x87, remake } => {
-                    self.asm.bind(from);
-                    self.asm.mov(S1, tracker);
-                    match remake {
-                        Some(remake) => self.emit_remake(&remake),
-                        None if flags == FlagHome::Live => self.emit_save(),
-                        None => {}
-                    }
-                    self.asm.mov(S2, S1);
-                    self.tell_on_side_way(x87);
-                    if let Some(callee) = call {
-                        self.put_callee(callee);
-                        self.asm.store_gs(super::shared::SPARE, S1);
-                    }
-                    self.asm.mov_number(S1, site as u32, Refers::Site);
-                    self.call_out(self.context.thunks.call_note);
-                    self.back_to(back, flags);
-                }
+                Cold::Note { .. } => self.emit_note(cold),
                 Cold::Share { from, retry, start, share, x87, remake } => {
                     self.asm.bind(from);
                     self.tell_on_side_way(x87);
@@ -155,6 +138,27 @@ impl Builder<'_> {
                 Cold::Miss { from, reload, bad, undo } => self.emit_miss(from, reload, bad, undo),
             }
         }
+    }
+
+    /// Reports a store.
+    fn emit_note(&mut self, note: Cold) {
+        let Cold::Note { from, site, back, flags, tracker, call, x87, remake } = note else { return };
+        self.asm.bind(from);
+        self.asm.mov(S1, tracker);
+        match remake {
+            Some(remake) => self.emit_remake(&remake),
+            None if flags == FlagHome::Live => self.emit_save(),
+            None => {}
+        }
+        self.asm.mov(S2, S1);
+        self.tell_on_side_way(x87);
+        if let Some(callee) = call {
+            self.put_callee(callee);
+            self.asm.store_gs(super::shared::SPARE, S1);
+        }
+        self.asm.mov_number(S1, site as u32, Refers::Site);
+        self.call_out(self.context.thunks.call_note);
+        self.back_to(back, flags);
     }
 
     /// Puts registers back before a link; gives its displacement's address.

@@ -11,10 +11,10 @@ use engine::VmExit;
 use guest_memory::GuestMemory;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use x86::msr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use x86::msr;
 
 /// A page of a second stack, and the end of the first one.
 const OTHER_STACK: u64 = LINEAR + 0x9800;
