@@ -30,7 +30,7 @@ use super::shared::{DEEPEST, FETCH_KEY, FRAME, JUMPS_TAKEN, RETURNS, RETURNS_KEY
 use super::thunks::{Exit, Thunks};
 use super::transfer::{Target, in_page};
 
-/// Frames kept, at least.
+/// Frames kept, at most.
 const FRAMES: i32 = 512;
 /// Bytes of a frame.
 const FRAME_SIZE: i32 = 16;
