@@ -266,8 +266,11 @@ impl Builder<'_> {
 
     /// Encodes an instruction on registers with those of the host, or, for ADD and SUB, INC and DEC, its inverse.
     fn emit_renamed(&mut self, i: &Instruction, inverse: bool) {
-        let mut renamed = operand::cold_form(i).unwrap_or(*i);
-        operand::rename(&mut renamed, &[], &[S1, S2]);
+        let renamed = operand::cold_form(i).unwrap_or_else(|| {
+            let mut renamed = *i;
+            operand::rename(&mut renamed, &[], &[S1, S2]);
+            renamed
+        });
         let mut encoder = Encoder::new(64);
         let Ok(len) = encoder.encode(&renamed, 0) else {
             self.failed = true;

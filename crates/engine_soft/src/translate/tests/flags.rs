@@ -99,3 +99,35 @@ fn an_event_at_a_jump_back_finds_them() {
     }
     assert!(seen > 10, "{seen} of 40 kicks came at the jump");
 }
+
+/// Compared with a register that is kept in memory, in any order, before a load that faults.
+#[test]
+fn comparisons_with_registers_in_memory_are_made_again() {
+    type Compare = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+    let comparisons: [Compare; 6] = [
+        |a| a.test(r11b, spl),
+        |a| a.cmp(r13, rsp),
+        |a| a.cmp(rsp, r15),
+        |a| a.cmp(r11d, ecx),
+        |a| a.cmp(r8w, r13w),
+        |a| a.cmp(r15, 0x1234),
+    ];
+    for comparison in comparisons {
+        let mut a = CodeAssembler::new(64).expect("64 is a mode");
+        let mut assemble = || {
+            comparison(&mut a)?;
+            a.mov(eax, dword_ptr(rbx))?;
+            a.test(edi, edi)?;
+            a.hlt()
+        };
+        assemble().expect("a legal program");
+        let code = a.assemble(CODE).expect("a legal program");
+        let mut state = state(0x8000_1234);
+        (state.gprs[3], state.gprs[11], state.gprs[13], state.gprs[15]) =
+            (UNMAPPED, 0x9000_0045, 0x1_0000_9000, 0x1233);
+        let mut pair = [false, true].map(|translate| processor(&code, &state, translate));
+        let exits = [0, 1].map(|index: usize| pair[index].run(&NoDevices, None));
+        let [a, b] = &pair;
+        compare(0, &code, &state, [a, b], exits);
+    }
+}
